@@ -1,0 +1,94 @@
+"""The engine requests of one HTTP call, in flight together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from butterfly.api.building import Job
+from butterfly.api.choices import Choice, ChoiceEvent
+from butterfly.api.interfaces import EngineClient, Tokenizer
+from butterfly.errors import RequestFailedError
+from butterfly.specs import Request, RequestOutput
+
+
+class Generation:
+    """Submits the requests of a job, merges their outputs, and owns them until `close`.
+
+    Whoever calls `start` must call `close`, whatever happened: it aborts what has not ended.
+    """
+
+    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, job: Job) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._job = job
+        self._open: set[str] = set()  # ids the engine may be working on
+        self._pumps: list[asyncio.Task[None]] = []
+        self._events: asyncio.Queue[ChoiceEvent | asyncio.Task[None]] = asyncio.Queue()
+        self.num_output_tokens = 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self._job.num_prompt_tokens
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._job.requests)
+
+    async def start(self) -> None:
+        """Submit every request, or raise what the engine says to one of them."""
+        for index, request in enumerate(self._job.requests):
+            # Marked before it is submitted: a client may leave while the engine decides.
+            self._open.add(request.request_id)
+            outputs = await self._engine.submit(request)
+            choice = Choice(index, request, self._tokenizer.stream(), self._job.stops)
+            pump = asyncio.create_task(self._pump(request, choice, outputs))
+            pump.add_done_callback(self._events.put_nowait)
+            self._pumps.append(pump)
+
+    async def events(self) -> AsyncIterator[ChoiceEvent]:
+        """Yield what happens to the choices until all have finished. Raises what ended one of them."""
+        num_running = len(self._pumps)
+        while num_running:
+            event = await self._events.get()
+            if isinstance(event, asyncio.Task):
+                event.result()
+                num_running -= 1
+            else:
+                yield event
+
+    async def close(self) -> None:
+        """Abort what has not ended and release everything. Idempotent."""
+        for request_id in sorted(self._open):
+            self._engine.abort(request_id)
+        self._open.clear()
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _pump(self, request: Request, choice: Choice, outputs: AsyncIterator[RequestOutput]) -> None:
+        try:
+            await self._read(request, choice, outputs)
+        finally:
+            if isinstance(outputs, AsyncGenerator):
+                await outputs.aclose()
+
+    async def _read(self, request: Request, choice: Choice, outputs: AsyncIterator[RequestOutput]) -> None:
+        num_tokens = 0
+        async for output in outputs:
+            if output.finish_reason is not None:
+                self._open.discard(request.request_id)
+            event = choice.advance(output)
+            self.num_output_tokens += event.num_tokens - num_tokens
+            num_tokens = event.num_tokens
+            self._events.put_nowait(event)
+            if event.finish_reason is not None:
+                self._abort_if_open(request.request_id)
+                return
+        raise RequestFailedError("the engine ended the request without a reason", request.request_id)
+
+    def _abort_if_open(self, request_id: str) -> None:
+        """A stop string ends a choice before the engine knows."""
+        if request_id in self._open:
+            self._open.discard(request_id)
+            self._engine.abort(request_id)

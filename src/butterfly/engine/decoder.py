@@ -1,0 +1,124 @@
+"""One decoder layer, for every family: what differs is data (specs.ModelSpec and specs.LayerSpec).
+
+Tokens of all sequences in a step are one ragged batch [M, hidden]; only attention looks at sequences one by one.
+Legend: M tokens, H query heads, K key/value heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from butterfly.engine.attention import attend
+from butterfly.engine.kv_cache import Slab
+from butterfly.engine.linear import LinearLoader
+from butterfly.engine.rope import Rope
+from butterfly.specs import Activation, ModelSpec, TensorEntry
+
+ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+class SequenceRows(NamedTuple):
+    """Rows [first, first + num_tokens) of the batch are positions [start, ...) of the sequence in `slab`."""
+
+    first: int
+    num_tokens: int
+    start: int
+    slab: Slab
+
+
+class Batch(NamedTuple):
+    """What all layers of a stage share in one step."""
+
+    sequences: Sequence[SequenceRows]
+    angles: Sequence[tuple[torch.Tensor, torch.Tensor]]  # cos and sin for each of ModelSpec.ropes
+
+
+class RMSNorm:
+    """x / rms(x) * weight, computed in float32, returned in x's dtype (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        self._weight, self._eps = weight, eps
+        self._shape = tuple(weight.shape)
+        self.num_bytes = weight.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x.float(), self._shape, self._weight, self._eps).to(x.dtype)
+
+
+class DecoderLayer:
+    """Attention and MLP of layer `index` (its number in the full model)."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        index: int,
+        ropes: Sequence[Rope],
+        tensors: Mapping[str, TensorEntry],
+        loader: LinearLoader,
+    ) -> None:
+        def entries(*names: str) -> list[TensorEntry]:
+            return [tensors[f"layers.{index}.{name}"] for name in names if f"layers.{index}.{name}" in tensors]
+
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(loader.vector(tensors[f"layers.{index}.{name}"]), model.norm_eps)
+
+        self._model, self._layer = model, model.layers[index]
+        self._rope = ropes[self._layer.rope]
+        self._qkv = loader.load(entries("q", "k", "v"), entries("q_bias", "k_bias", "v_bias"))
+        self._output = loader.load(entries("o"))
+        self._gate_up = loader.load(entries("gate", "up"))
+        self._down = loader.load(entries("down"))
+        self._activation = ACTIVATIONS[model.activation]
+        self._attn_norm, self._ffn_norm = norm("attn_norm"), norm("ffn_norm")
+        self._q_norm = norm("q_norm") if model.qk_norm else None
+        self._k_norm = norm("k_norm") if model.qk_norm else None
+        self._post_attn_norm = norm("post_attn_norm") if model.post_norms else None
+        self._post_ffn_norm = norm("post_ffn_norm") if model.post_norms else None
+
+    @property
+    def num_bytes(self) -> int:
+        """Resident bytes of this layer's weights."""
+        parts = (
+            *(self._qkv, self._output, self._gate_up, self._down, self._attn_norm, self._ffn_norm),
+            *(self._q_norm, self._k_norm, self._post_attn_norm, self._post_ffn_norm),
+        )
+        return sum(part.num_bytes for part in parts if part is not None)
+
+    def __call__(self, x: torch.Tensor, batch: Batch, slot: int) -> torch.Tensor:
+        """Return hidden states [M, hidden]; `slot` is this layer's place in the stage's slabs."""
+        attended = self._attention(self._attn_norm(x), batch, slot)
+        x = x + (self._post_attn_norm(attended) if self._post_attn_norm else attended)
+        expanded = self._mlp(self._ffn_norm(x))
+        return x + (self._post_ffn_norm(expanded) if self._post_ffn_norm else expanded)
+
+    def _mlp(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self._gate_up(x).chunk(2, dim=-1)
+        return self._down(self._activation(gate) * up)
+
+    def _attention(self, x: torch.Tensor, batch: Batch, slot: int) -> torch.Tensor:
+        q_MHD, k_MKD, v_MKD = self._project(x, batch)
+        mixed = []
+        for first, num_tokens, start, slab in batch.sequences:
+            rows, positions = slice(first, first + num_tokens), slice(start, start + num_tokens)
+            slab.keys[slot][:, positions] = k_MKD[rows].transpose(0, 1)
+            slab.values[slot][:, positions] = v_MKD[rows].transpose(0, 1)
+            mixed.append(attend(q_MHD[rows], slab.keys[slot], slab.values[slot], start, self._layer.window))
+        return self._output(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+
+    def _project(self, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (rotated, scaled), keys (rotated) and values of all rows."""
+        model = self._model
+        qkv = self._qkv(x).reshape(len(x), model.num_heads + 2 * model.num_kv_heads, model.head_dim)
+        q_MHD, k_MKD, v_MKD = torch.split(qkv, [model.num_heads, model.num_kv_heads, model.num_kv_heads], dim=1)
+        if self._q_norm and self._k_norm:
+            q_MHD, k_MKD = self._q_norm(q_MHD), self._k_norm(k_MKD)
+        cos, sin = batch.angles[self._layer.rope]
+        q_MHD = (self._rope.rotate(q_MHD, cos, sin) * model.attention_scale).to(x.dtype)
+        return q_MHD, self._rope.rotate(k_MKD, cos, sin).to(x.dtype), v_MKD

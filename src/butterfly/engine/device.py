@@ -1,0 +1,35 @@
+"""Devices and dtypes by the names that users type."""
+
+from __future__ import annotations
+
+import torch
+
+from butterfly.errors import ConfigError
+from butterfly.specs import ComputeDType
+
+TORCH_DTYPES: dict[ComputeDType, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`. Raises ConfigError in one line."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind == "cpu" and not index:
+        return torch.device("cpu")
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device {name} was asked for, but this PyTorch sees no CUDA device; use --device cpu")
+    if int(index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name} was asked for, but there are only {torch.cuda.device_count()} CUDA devices")
+    return torch.device(kind, int(index or 0))
+
+
+def is_row_invariant(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a request's bits are promised not to depend on its company (see linear and attention)."""
+    return device.type == "cpu" and dtype == torch.bfloat16

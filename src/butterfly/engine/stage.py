@@ -1,0 +1,160 @@
+"""One pipeline stage on one device: weights, KV cache, forward pass, sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from butterfly.engine.decoder import Batch, DecoderLayer, RMSNorm, SequenceRows
+from butterfly.engine.device import TORCH_DTYPES, is_row_invariant
+from butterfly.engine.embedding import Embedding
+from butterfly.engine.kv_cache import KVCache
+from butterfly.engine.linear import LinearLoader
+from butterfly.engine.rope import Rope
+from butterfly.engine.sampling import sample
+from butterfly.engine.tensor_data import TensorFiles
+from butterfly.errors import ModelFormatError, ProtocolError
+from butterfly.specs import ComputeDType, ModelSpec, SampledToken, StagePlan, StepPlan, TensorEntry
+
+Progress = Callable[[int, int], None]  # stored bytes converted so far, in all
+
+
+class Stage:
+    """Layers [start, end) of a model, with embedding and head where the plan says so.
+
+    `run(step, hidden)` is the whole contract: hidden states [tokens, hidden_size] in and out, token ids in on the
+    first stage, samples out on the last.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        stage: StagePlan,
+        tensors: Sequence[TensorEntry],
+        *,
+        device: torch.device,
+        dtype: ComputeDType,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Materialise the tensors of this stage. Raises ModelFormatError, ModelNotFoundError."""
+        self.model, self.plan = model, stage
+        self.device, self.dtype = device, TORCH_DTYPES[dtype]
+        self.row_invariant = is_row_invariant(device, self.dtype)
+        self._files = TensorFiles()
+        by_name = {entry.name: entry for entry in tensors}
+        loader = LinearLoader(self._files, device, self.dtype)
+        self._ropes = [Rope(spec, device) for spec in model.ropes]
+        try:
+            self._load(by_name, loader, _Reporter(tensors, progress))
+        except KeyError as error:
+            raise ModelFormatError(f"tensor {error.args[0]} is missing from the model") from error
+        self._kv = KVCache(
+            stage.num_layers,
+            model.num_kv_heads,
+            model.head_dim,
+            max_context=model.max_context,
+            device=device,
+            dtype=self.dtype,
+        )
+
+    def _load(self, tensors: dict[str, TensorEntry], loader: LinearLoader, report: _Reporter) -> None:
+        model, plan = self.model, self.plan
+        self._embedding = self._norm = self._head = None
+        if plan.embedding:
+            entry = tensors["embedding"]
+            self._embedding = Embedding(self._files, entry, model.embedding_scale, self.device, self.dtype)
+        self._layers: list[DecoderLayer] = []
+        for index in range(plan.start, plan.end):
+            self._layers.append(DecoderLayer(model, index, self._ropes, tensors, loader))
+            report.loaded(f"layers.{index}.")
+        if plan.head:
+            self._norm = RMSNorm(loader.vector(tensors["output_norm"]), model.norm_eps)
+            self._head = loader.load([tensors["lm_head"]])
+        report.loaded("")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights held in memory."""
+        ends = (self._embedding, self._norm, self._head)
+        return sum(layer.num_bytes for layer in self._layers) + sum(end.num_bytes for end in ends if end)
+
+    @property
+    def kv_used_bytes(self) -> int:
+        return self._kv.used_bytes
+
+    @torch.inference_mode()
+    def run(self, step: StepPlan, hidden: torch.Tensor | None = None) -> torch.Tensor | tuple[SampledToken, ...]:
+        """Run one step: hidden states [tokens, hidden_size] for the next stage, or this step's samples."""
+        output = self.forward(step, hidden)
+        if not self.plan.head:
+            return output
+        rows, chosen, first = [], [], 0
+        for sequence in step.sequences:
+            first += sequence.num_tokens
+            if sequence.sampling is not None:
+                rows.append(first - 1)
+                chosen.append(sequence)
+        if not rows:
+            return ()
+        logits = self.logits(output[rows]).float().cpu().numpy()
+        samples = []
+        for row, sequence in zip(logits, chosen, strict=True):
+            position = sequence.start + sequence.num_tokens
+            assert sequence.sampling is not None
+            token_id = sample(row, sequence.sampling, position)
+            samples.append(SampledToken(sequence_id=sequence.sequence_id, position=position, token_id=token_id))
+        return tuple(samples)
+
+    @torch.inference_mode()
+    def forward(self, step: StepPlan, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """Run the decoder layers of this stage and return hidden states [tokens, hidden_size]."""
+        for sequence_id in step.released:
+            self._kv.release(sequence_id)
+        x = self._enter(step, hidden)
+        if not len(x):
+            return x
+        batch = self._batch(step)
+        for slot, layer in enumerate(self._layers):
+            x = layer(x, batch, slot)
+        return x
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return logits [rows, vocab_size] of hidden states after the last layer."""
+        assert self._norm is not None, "only the stage with the head has logits"
+        assert self._head is not None
+        return self._head(self._norm(hidden))
+
+    def _enter(self, step: StepPlan, hidden: torch.Tensor | None) -> torch.Tensor:
+        if self._embedding is not None:
+            return self._embedding([token for sequence in step.sequences for token in sequence.token_ids])
+        if hidden is None or hidden.shape != (step.num_tokens, self.model.hidden_size):
+            raise ProtocolError(f"step {step.step_id} came without hidden states for its {step.num_tokens} tokens")
+        return hidden.to(self.device)
+
+    def _batch(self, step: StepPlan) -> Batch:
+        sequences: list[SequenceRows] = []
+        positions: list[int] = []
+        first = 0
+        for sequence in step.sequences:
+            slab = self._kv.extend(sequence.sequence_id, sequence.start, sequence.num_tokens)
+            sequences.append(SequenceRows(first, sequence.num_tokens, sequence.start, slab))
+            positions.extend(range(sequence.start, sequence.start + sequence.num_tokens))
+            first += sequence.num_tokens
+        index = torch.tensor(positions, device=self.device)
+        return Batch(sequences, [rope.angles(index, max(positions)) for rope in self._ropes])
+
+
+class _Reporter:
+    """Turns "these tensors are done" into bytes of progress."""
+
+    def __init__(self, tensors: Sequence[TensorEntry], progress: Progress) -> None:
+        self._waiting = {entry.name: entry.num_bytes for entry in tensors}
+        self._total = sum(self._waiting.values())
+        self._progress = progress
+
+    def loaded(self, prefix: str) -> None:
+        for name in [name for name in self._waiting if name.startswith(prefix)]:
+            del self._waiting[name]
+        self._progress(self._total - sum(self._waiting.values()), self._total)

@@ -1,0 +1,151 @@
+"""The wire messages between coordinator and workers, and their encoding.
+
+Every message carries the epoch of the plan it belongs to; epoch 0 is before any plan. A tensor
+travels as a raw payload frame behind the message that describes it. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from butterfly.errors import ProtocolError
+from butterfly.specs import (
+    ComputeDType,
+    ModelSpec,
+    SampledToken,
+    Spec,
+    StagePlan,
+    StageTiming,
+    StepPlan,
+    TensorEntry,
+)
+
+PROTOCOL_VERSION = 1
+
+
+class PeerAddress(Spec):
+    """How to reach a process: CURVE public key (Z85 text) of the one that must answer there."""
+
+    name: str
+    endpoint: str
+    public_key: str
+
+
+class Invitation(Spec):
+    """What the launcher hands a worker so that it can join. Contains a secret: never logged."""
+
+    name: str  # the worker's name
+    coordinator: PeerAddress
+    public_key: str  # the worker's own pair, made for this run
+    secret_key: str
+
+
+class TensorHeader(Spec):
+    """Describes the payload frame: row-major, little endian."""
+
+    dtype: ComputeDType
+    shape: tuple[int, ...]
+
+
+class _Message(Spec, tag=True):
+    epoch: int
+
+
+# ------------------------------------------------------------------------- worker -> coordinator
+
+
+class Join(_Message):
+    worker: str
+    protocol_version: int
+    host: str
+    pid: int
+    device: str
+    memory_bytes: int
+    memory_bandwidth_bytes_per_s: float
+    inbox: PeerAddress
+
+
+class LoadProgress(_Message):
+    worker: str
+    loaded_bytes: int
+    total_bytes: int
+
+
+class Loaded(_Message):
+    worker: str
+    weight_bytes: int  # as held in memory
+
+
+class Heartbeat(_Message):
+    worker: str
+    resident_bytes: int
+    kv_used_bytes: int
+
+
+class Failed(_Message):
+    """The worker could not load or run; `reason` is one line."""
+
+    worker: str
+    reason: str
+    out_of_memory: bool = False
+
+
+class Result(_Message):
+    """The last stage's answer to a step."""
+
+    step_id: int
+    samples: tuple[SampledToken, ...]
+    timings: tuple[StageTiming, ...]
+
+
+# ------------------------------------------------------------------------- coordinator -> worker
+
+
+class Load(_Message):
+    """Materialise one stage, then answer Loaded (or Failed)."""
+
+    model: ModelSpec
+    stage: StagePlan
+    tensors: tuple[TensorEntry, ...]  # exactly this stage's
+    dtype: ComputeDType
+    previous: PeerAddress  # who sends steps: the stage before, or the coordinator
+    next: PeerAddress  # who gets hidden states, or the coordinator for results
+    max_context: int
+
+
+class Ping(_Message):
+    """Proof that the coordinator lives; also announces the current epoch."""
+
+
+class Shutdown(_Message):
+    reason: str = ""
+
+
+# ------------------------------------------------------------------------------ stage -> stage
+
+
+class Step(_Message):
+    """A step on its way down the pipeline; the payload is the hidden state, described by `hidden`."""
+
+    plan: StepPlan
+    hidden: TensorHeader | None = None  # None on the way to the first stage
+    timings: tuple[StageTiming, ...] = ()
+
+
+Message = Join | LoadProgress | Loaded | Heartbeat | Failed | Result | Load | Ping | Shutdown | Step
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """Return the message as msgpack."""
+    return _encoder.encode(message)
+
+
+def decode(frame: bytes | memoryview, peer: str = "") -> Message:
+    """Return the message in `frame`. Raises ProtocolError naming `peer` for anything else."""
+    try:
+        return _decoder.decode(frame)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"{peer or 'a peer'} sent a malformed message: {error}", peer) from error

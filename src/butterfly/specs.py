@@ -1,0 +1,283 @@
+"""The nouns that cross borders: models, clusters, plans, requests. Plain frozen data, no behaviour
+beyond arithmetic on their own fields.
+
+Times are seconds (`_s`), sizes are bytes (`_bytes`), ranges are half-open `[start, end)`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all border data: immutable, compared by value, encodable by msgspec."""
+
+
+# ---------------------------------------------------------------------------------------- models
+
+Storage = Literal[
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_K", "Q6_K", "Q8_0"
+]  # how a tensor is stored in its file (the GGUF names)
+
+Activation = Literal["silu", "gelu_tanh"]
+ComputeDType = Literal["bfloat16", "float32", "float16"]
+
+
+class RopeSpec(Spec):
+    """Rotary position embedding: angle of pair i at position p is p * theta^(-2i/dim) / divisor_i."""
+
+    theta: float
+    dim: int  # rotated dimensions of each head
+    interleaved: bool = False  # pairs are (2i, 2i+1); else (i, i + dim/2)
+    freq_divisors: tuple[float, ...] = ()  # one per pair (llama3 or linear scaling); empty: ones
+
+
+class LayerSpec(Spec):
+    """What differs between the decoder layers of one model."""
+
+    rope: int = 0  # index into ModelSpec.ropes
+    window: int | None = None  # a token sees itself and the window-1 tokens before it; None: all
+
+
+class ModelSpec(Spec):
+    """A decoder as data: everything the engine needs to know beyond the weights."""
+
+    name: str  # for people; nothing depends on it
+    family: str  # for people; nothing depends on it
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_context: int  # tokens, prompt and output together
+    norm_eps: float
+    attention_scale: float  # scores are q.k times this
+    layers: tuple[LayerSpec, ...]
+    ropes: tuple[RopeSpec, ...]
+    activation: Activation = "silu"
+    embedding_scale: float = 1.0
+    qk_norm: bool = False  # RMS norm of each q and k head before rope (Qwen3, Gemma-3)
+    post_norms: bool = False  # norms after attention and after the MLP too (Gemma-3)
+    tied_embedding: bool = False  # lm_head is the embedding matrix
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+
+class TensorEntry(Spec):
+    """Where one tensor's bytes are. `name` is canonical, the same for every family and file format:
+
+    `embedding` `output_norm` `lm_head`, and per layer `layers.N.` +
+    `attn_norm q k v o q_bias k_bias v_bias q_norm k_norm post_attn_norm
+    ffn_norm gate up down post_ffn_norm`.
+    """
+
+    name: str
+    storage: Storage
+    shape: tuple[int, ...]  # row-major; matrices are [out_features, in_features]
+    num_bytes: int
+    file: str = ""  # empty: the bytes are generated from (seed, name), see engine.random_weights
+    offset: int = 0
+    seed: int = 0
+    add: float = 0.0  # added to every value after reading (Hugging Face Gemma stores norm - 1)
+
+
+class ModelFootprint(Spec):
+    """What the planner knows of a model: sizes, no names."""
+
+    layer_weight_bytes: tuple[int, ...]  # resident bytes of each decoder layer
+    embedding_bytes: int  # resident bytes of the embedding on a stage that has it
+    head_bytes: int  # resident bytes of final norm + lm_head on a stage that has it
+    kv_bytes_per_token: tuple[int, ...]  # per layer: keys and values of one token
+    max_context: int
+    hidden_bytes_per_token: int  # what crosses a link for one token
+
+
+# --------------------------------------------------------------------------- clusters and plans
+
+
+class NodeSpec(Spec):
+    """A machine that can hold one stage, as measured."""
+
+    name: str
+    memory_bytes: int  # what weights, KV cache and activations may use together
+    memory_bandwidth_bytes_per_s: float
+    device: str = "cpu"
+
+
+class LinkSpec(Spec):
+    source: str
+    target: str
+    latency_s: float  # one way
+    bandwidth_bytes_per_s: float
+
+
+class ClusterSpec(Spec):
+    nodes: tuple[NodeSpec, ...]
+    links: tuple[LinkSpec, ...] = ()  # a missing pair uses the planner's default link
+
+
+Objective = Literal["latency", "throughput", "balanced"]
+
+
+class WorkloadSpec(Spec):
+    """What the plan must be able to hold at once."""
+
+    concurrency: int = 1  # sequences in flight
+    context: int = 2048  # tokens of KV cache per sequence
+    objective: Objective = "latency"
+
+
+class StagePlan(Spec):
+    """One stage: which layers live on which worker, and what that costs."""
+
+    worker: str
+    start: int
+    end: int  # layers [start, end)
+    embedding: bool  # this stage turns token ids into hidden states
+    head: bool  # this stage has final norm, lm_head and sampler
+    weight_bytes: int
+    kv_bytes: int  # reserved for the workload's KV cache
+    predicted_compute_s: float  # one decode token of one stream through this stage
+
+    @property
+    def num_layers(self) -> int:
+        return self.end - self.start
+
+
+class Plan(Spec):
+    """A placement with its predicted figures, its bound and what binds."""
+
+    stages: tuple[StagePlan, ...]
+    predicted_tpot_s: float  # compute + links + software of one decode token, one stream
+    bound_tpot_s: float  # the same without software: no implementation can be faster
+    binding: str  # the constraint that binds, in words
+    kv_capacity_tokens: int  # tokens of KV cache that every stage can hold
+
+
+# ------------------------------------------------------------------------------------- requests
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class SamplingSpec(Spec):
+    """x = argmax(logits / temperature + Gumbel(seed, position)) after top-k, top-p and min-p.
+
+    Travels to the last stage with every step that samples. temperature 0 is greedy.
+    """
+
+    seed: int = 0  # 64 bits, unsigned; the coordinator draws one when the client gives none
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+class Request(Spec):
+    """An accepted generation request as the scheduler sees it: token ids in, token ids out."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int  # output tokens at most, >= 1
+    sampling: SamplingSpec = SamplingSpec()
+    stop_token_ids: tuple[int, ...] = ()  # the output ends with `stop` when one is sampled
+
+
+class RequestOutput(Spec):
+    """What one update added to a request. The last one of a request has a finish reason."""
+
+    request_id: str
+    token_ids: tuple[int, ...]  # new tokens, in order; a stop token is included
+    num_prompt_tokens: int
+    num_output_tokens: int  # so far
+    finish_reason: FinishReason | None = None
+    error: str = ""  # one line, with finish_reason "error"
+
+
+# ---------------------------------------------------------------------------------------- steps
+
+
+class SequenceStep(Spec):
+    """The part of one sequence in one step: `token_ids` go to positions [start, start + num_tokens)."""
+
+    sequence_id: int
+    start: int
+    num_tokens: int
+    prompt_length: int  # positions below this are prompt tokens, whatever the chunking
+    token_ids: tuple[int, ...] = ()  # for the first stage only; stripped after it
+    sampling: SamplingSpec | None = None  # set: sample the token after the last position
+
+
+class StepPlan(Spec):
+    """One pass through all stages, decided by the scheduler. Sequences are told, never asked for."""
+
+    step_id: int
+    slot: int
+    sequences: tuple[SequenceStep, ...]
+    released: tuple[int, ...] = ()  # sequence ids whose KV cache is dropped before this step
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(sequence.num_tokens for sequence in self.sequences)
+
+
+class SampledToken(Spec):
+    sequence_id: int
+    position: int  # of the sampled token in its sequence
+    token_id: int
+
+
+class StageTiming(Spec):
+    """Stamped by a stage on its own monotonic clock: only differences within a stage compare."""
+
+    worker: str
+    received_s: float
+    started_s: float
+    finished_s: float
+    received_bytes: int  # the message that brought this step here
+
+
+class StepResult(Spec):
+    step_id: int
+    samples: tuple[SampledToken, ...]
+    timings: tuple[StageTiming, ...] = ()
+
+
+# --------------------------------------------------------------------------------------- status
+
+WorkerPhase = Literal["starting", "joined", "loading", "ready", "lost"]
+ClusterPhase = Literal["starting", "loading", "ready", "failed", "stopping"]
+
+
+class WorkerStatus(Spec):
+    name: str
+    phase: WorkerPhase
+    start: int = 0
+    end: int = 0
+    embedding: bool = False
+    head: bool = False
+    device: str = ""
+    host: str = ""
+    pid: int = 0
+    memory_bytes: int = 0  # what it may use
+    weight_bytes: int = 0  # planned
+    resident_bytes: int = 0  # of the whole process, last heartbeat
+    kv_used_bytes: int = 0
+    load_fraction: float = 0.0
+
+
+class ClusterStatus(Spec):
+    """A snapshot for `/status`, `butterfly status` and `/ready`."""
+
+    phase: ClusterPhase
+    epoch: int
+    model: str
+    workers: tuple[WorkerStatus, ...]
+    plan: Plan | None = None
+    running_requests: int = 0
+    waiting_requests: int = 0
+    detail: str = ""  # one line: why not ready
