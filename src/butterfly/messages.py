@@ -23,7 +23,7 @@ from butterfly.specs import (
 PROTOCOL_VERSION = 1
 
 
-class PeerAddress(Spec):
+class PeerAddress(Spec, frozen=True):
     """How to reach a process: CURVE public key (Z85 text) of the one that must answer there."""
 
     name: str
@@ -31,7 +31,7 @@ class PeerAddress(Spec):
     public_key: str
 
 
-class Invitation(Spec):
+class Invitation(Spec, frozen=True):
     """What the launcher hands a worker so that it can join. Contains a secret: never logged."""
 
     name: str  # the worker's name
@@ -40,21 +40,21 @@ class Invitation(Spec):
     secret_key: str
 
 
-class TensorHeader(Spec):
+class TensorHeader(Spec, frozen=True):
     """Describes the payload frame: row-major, little endian."""
 
     dtype: ComputeDType
     shape: tuple[int, ...]
 
 
-class _Message(Spec, tag=True):
+class _Message(Spec, frozen=True, tag=True):
     epoch: int
 
 
 # ------------------------------------------------------------------------- worker -> coordinator
 
 
-class Join(_Message):
+class Join(_Message, frozen=True):
     worker: str
     protocol_version: int
     host: str
@@ -65,24 +65,24 @@ class Join(_Message):
     inbox: PeerAddress
 
 
-class LoadProgress(_Message):
+class LoadProgress(_Message, frozen=True):
     worker: str
     loaded_bytes: int
     total_bytes: int
 
 
-class Loaded(_Message):
+class Loaded(_Message, frozen=True):
     worker: str
     weight_bytes: int  # as held in memory
 
 
-class Heartbeat(_Message):
+class Heartbeat(_Message, frozen=True):
     worker: str
     resident_bytes: int
     kv_used_bytes: int
 
 
-class Failed(_Message):
+class Failed(_Message, frozen=True):
     """The worker could not load or run; `reason` is one line."""
 
     worker: str
@@ -90,7 +90,7 @@ class Failed(_Message):
     out_of_memory: bool = False
 
 
-class Result(_Message):
+class Result(_Message, frozen=True):
     """The last stage's answer to a step."""
 
     step_id: int
@@ -101,7 +101,7 @@ class Result(_Message):
 # ------------------------------------------------------------------------- coordinator -> worker
 
 
-class Load(_Message):
+class Load(_Message, frozen=True):
     """Materialise one stage, then answer Loaded (or Failed)."""
 
     model: ModelSpec
@@ -113,18 +113,18 @@ class Load(_Message):
     max_context: int
 
 
-class Ping(_Message):
+class Ping(_Message, frozen=True):
     """Proof that the coordinator lives; also announces the current epoch."""
 
 
-class Shutdown(_Message):
+class Shutdown(_Message, frozen=True):
     reason: str = ""
 
 
 # ------------------------------------------------------------------------------ stage -> stage
 
 
-class Step(_Message):
+class Step(_Message, frozen=True):
     """A step on its way down the pipeline; the payload is the hidden state, described by `hidden`."""
 
     plan: StepPlan

@@ -25,7 +25,7 @@ Activation = Literal["silu", "gelu_tanh"]
 ComputeDType = Literal["bfloat16", "float32", "float16"]
 
 
-class RopeSpec(Spec):
+class RopeSpec(Spec, frozen=True):
     """Rotary position embedding: angle of pair i at position p is p * theta^(-2i/dim) / divisor_i."""
 
     theta: float
@@ -34,14 +34,14 @@ class RopeSpec(Spec):
     freq_divisors: tuple[float, ...] = ()  # one per pair (llama3 or linear scaling); empty: ones
 
 
-class LayerSpec(Spec):
+class LayerSpec(Spec, frozen=True):
     """What differs between the decoder layers of one model."""
 
     rope: int = 0  # index into ModelSpec.ropes
     window: int | None = None  # a token sees itself and the window-1 tokens before it; None: all
 
 
-class ModelSpec(Spec):
+class ModelSpec(Spec, frozen=True):
     """A decoder as data: everything the engine needs to know beyond the weights."""
 
     name: str  # for people; nothing depends on it
@@ -68,7 +68,7 @@ class ModelSpec(Spec):
         return len(self.layers)
 
 
-class TensorEntry(Spec):
+class TensorEntry(Spec, frozen=True):
     """Where one tensor's bytes are. `name` is canonical, the same for every family and file format:
 
     `embedding` `output_norm` `lm_head`, and per layer `layers.N.` +
@@ -86,7 +86,7 @@ class TensorEntry(Spec):
     add: float = 0.0  # added to every value after reading (Hugging Face Gemma stores norm - 1)
 
 
-class ModelFootprint(Spec):
+class ModelFootprint(Spec, frozen=True):
     """What the planner knows of a model: sizes, no names."""
 
     layer_weight_bytes: tuple[int, ...]  # resident bytes of each decoder layer
@@ -100,7 +100,7 @@ class ModelFootprint(Spec):
 # --------------------------------------------------------------------------- clusters and plans
 
 
-class NodeSpec(Spec):
+class NodeSpec(Spec, frozen=True):
     """A machine that can hold one stage, as measured."""
 
     name: str
@@ -109,14 +109,14 @@ class NodeSpec(Spec):
     device: str = "cpu"
 
 
-class LinkSpec(Spec):
+class LinkSpec(Spec, frozen=True):
     source: str
     target: str
     latency_s: float  # one way
     bandwidth_bytes_per_s: float
 
 
-class ClusterSpec(Spec):
+class ClusterSpec(Spec, frozen=True):
     nodes: tuple[NodeSpec, ...]
     links: tuple[LinkSpec, ...] = ()  # a missing pair uses the planner's default link
 
@@ -124,7 +124,7 @@ class ClusterSpec(Spec):
 Objective = Literal["latency", "throughput", "balanced"]
 
 
-class WorkloadSpec(Spec):
+class WorkloadSpec(Spec, frozen=True):
     """What the plan must be able to hold at once."""
 
     concurrency: int = 1  # sequences in flight
@@ -132,7 +132,7 @@ class WorkloadSpec(Spec):
     objective: Objective = "latency"
 
 
-class StagePlan(Spec):
+class StagePlan(Spec, frozen=True):
     """One stage: which layers live on which worker, and what that costs."""
 
     worker: str
@@ -149,7 +149,7 @@ class StagePlan(Spec):
         return self.end - self.start
 
 
-class Plan(Spec):
+class Plan(Spec, frozen=True):
     """A placement with its predicted figures, its bound and what binds."""
 
     stages: tuple[StagePlan, ...]
@@ -164,7 +164,7 @@ class Plan(Spec):
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
-class SamplingSpec(Spec):
+class SamplingSpec(Spec, frozen=True):
     """x = argmax(logits / temperature + Gumbel(seed, position)) after top-k, top-p and min-p.
 
     Travels to the last stage with every step that samples. temperature 0 is greedy.
@@ -177,7 +177,7 @@ class SamplingSpec(Spec):
     min_p: float = 0.0
 
 
-class Request(Spec):
+class Request(Spec, frozen=True):
     """An accepted generation request as the scheduler sees it: token ids in, token ids out."""
 
     request_id: str
@@ -187,7 +187,7 @@ class Request(Spec):
     stop_token_ids: tuple[int, ...] = ()  # the output ends with `stop` when one is sampled
 
 
-class RequestOutput(Spec):
+class RequestOutput(Spec, frozen=True):
     """What one update added to a request. The last one of a request has a finish reason."""
 
     request_id: str
@@ -201,7 +201,7 @@ class RequestOutput(Spec):
 # ---------------------------------------------------------------------------------------- steps
 
 
-class SequenceStep(Spec):
+class SequenceStep(Spec, frozen=True):
     """The part of one sequence in one step: `token_ids` go to positions [start, start + num_tokens)."""
 
     sequence_id: int
@@ -212,7 +212,7 @@ class SequenceStep(Spec):
     sampling: SamplingSpec | None = None  # set: sample the token after the last position
 
 
-class StepPlan(Spec):
+class StepPlan(Spec, frozen=True):
     """One pass through all stages, decided by the scheduler. Sequences are told, never asked for."""
 
     step_id: int
@@ -225,13 +225,13 @@ class StepPlan(Spec):
         return sum(sequence.num_tokens for sequence in self.sequences)
 
 
-class SampledToken(Spec):
+class SampledToken(Spec, frozen=True):
     sequence_id: int
     position: int  # of the sampled token in its sequence
     token_id: int
 
 
-class StageTiming(Spec):
+class StageTiming(Spec, frozen=True):
     """Stamped by a stage on its own monotonic clock: only differences within a stage compare."""
 
     worker: str
@@ -241,7 +241,7 @@ class StageTiming(Spec):
     received_bytes: int  # the message that brought this step here
 
 
-class StepResult(Spec):
+class StepResult(Spec, frozen=True):
     step_id: int
     samples: tuple[SampledToken, ...]
     timings: tuple[StageTiming, ...] = ()
@@ -253,7 +253,7 @@ WorkerPhase = Literal["starting", "joined", "loading", "ready", "lost"]
 ClusterPhase = Literal["starting", "loading", "ready", "failed", "stopping"]
 
 
-class WorkerStatus(Spec):
+class WorkerStatus(Spec, frozen=True):
     name: str
     phase: WorkerPhase
     start: int = 0
@@ -270,7 +270,7 @@ class WorkerStatus(Spec):
     load_fraction: float = 0.0
 
 
-class ClusterStatus(Spec):
+class ClusterStatus(Spec, frozen=True):
     """A snapshot for `/status`, `butterfly status` and `/ready`."""
 
     phase: ClusterPhase

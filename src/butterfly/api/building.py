@@ -49,7 +49,7 @@ def check_model(model: ServedModel, asked_for: str) -> None:
         raise UnknownModelError(f"the model '{asked_for}' is not served here; '{model.id}' is", "model")
 
 
-async def chat_job(model: ServedModel, body: ChatBody, call_id: str) -> Job:
+async def chat_job(model: ServedModel, body: ChatBody, answer_id: str) -> Job:
     """Return one request per choice. Raises InvalidRequestError or ContextLengthError."""
     check_model(model, body.model)
     if model.chat_template is None:
@@ -58,19 +58,19 @@ async def chat_job(model: ServedModel, body: ChatBody, call_id: str) -> Job:
     # The template writes the special tokens itself.
     prompt = await _encode(model.tokenizer, text, add_special_tokens=False)
     limit = body.max_completion_tokens or body.max_tokens
-    return _job(model, body, [prompt], _max_tokens(model, [prompt], limit, None, "messages"), call_id)
+    return _job(model, body, [prompt], _max_tokens(model, [prompt], limit, None, "messages"), answer_id)
 
 
-async def completion_job(model: ServedModel, body: CompletionBody, call_id: str) -> Job:
+async def completion_job(model: ServedModel, body: CompletionBody, answer_id: str) -> Job:
     """Return one request per prompt and choice, the choices of a prompt side by side."""
     check_model(model, body.model)
     prompts = [await _prompt_tokens(model, prompt) for prompt in body.prompt]
     limits = _max_tokens(model, prompts, body.max_tokens, DEFAULT_COMPLETION_TOKENS, "prompt")
-    return _job(model, body, prompts, limits, call_id)
+    return _job(model, body, prompts, limits, answer_id)
 
 
 def _job(
-    model: ServedModel, body: GenerationBody, prompts: Sequence[list[int]], limits: list[int], call_id: str
+    model: ServedModel, body: GenerationBody, prompts: Sequence[list[int]], limits: list[int], answer_id: str
 ) -> Job:
     num_choices = body.n or 1
     if len(prompts) * num_choices > MAX_CHOICES:
@@ -82,7 +82,7 @@ def _job(
     stop_token_ids = () if body.ignore_eos else model.eos_token_ids
     requests = [
         Request(
-            request_id=f"{call_id}-{index * num_choices + choice}",
+            request_id=f"{answer_id}-{index * num_choices + choice}",
             prompt_token_ids=tuple(prompt),
             max_tokens=limit,
             sampling=sampling,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 from butterfly.api.interfaces import TokenStream
 from butterfly.errors import RequestFailedError
@@ -49,7 +50,8 @@ def _overlap(text: str, stop: str) -> int:
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
 
 
-class ChoiceEvent(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ChoiceEvent:
     """What one engine output added to a choice."""
 
     index: int

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
 
 from butterfly.api.building import Job
 from butterfly.api.choices import Choice, ChoiceEvent
 from butterfly.api.interfaces import EngineClient, Tokenizer
 from butterfly.errors import RequestFailedError
 from butterfly.specs import Request, RequestOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What ended a choice that was under way. Any exception: one of a bug must reach the client too."""
+
+    error: BaseException
 
 
 class Generation:
@@ -25,6 +33,7 @@ class Generation:
         self._open: set[str] = set()  # ids the engine may be working on
         self._pumps: list[asyncio.Task[None]] = []
         self._events: asyncio.Queue[ChoiceEvent | asyncio.Task[None]] = asyncio.Queue()
+        self._num_running = 0
         self.num_output_tokens = 0
 
     @property
@@ -45,17 +54,18 @@ class Generation:
             pump = asyncio.create_task(self._pump(request, choice, outputs))
             pump.add_done_callback(self._events.put_nowait)
             self._pumps.append(pump)
+            self._num_running += 1
 
-    async def events(self) -> AsyncIterator[ChoiceEvent]:
-        """Yield what happens to the choices until all have finished. Raises what ended one of them."""
-        num_running = len(self._pumps)
-        while num_running:
+    async def next_event(self) -> ChoiceEvent | Failure | None:
+        """Return what happens next to any choice; None once all have finished. Nothing follows a Failure."""
+        while self._num_running:
             event = await self._events.get()
-            if isinstance(event, asyncio.Task):
-                event.result()
-                num_running -= 1
-            else:
-                yield event
+            if not isinstance(event, asyncio.Task):
+                return event
+            self._num_running -= 1
+            if (error := event.exception()) is not None:
+                return Failure(error)
+        return None
 
     async def close(self) -> None:
         """Abort what has not ended and release everything. Idempotent."""

@@ -1,6 +1,6 @@
 """Every error as an OpenAI error body, in one table: the first row that fits decides.
 
-    {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from butterfly.errors import (
     ButterflyError,
@@ -24,7 +25,7 @@ from butterfly.errors import (
 
 _logger = logging.getLogger(__name__)
 
-MESSAGE_TOO_LARGE = "the request body is larger than {limit} bytes"
+CLIENT_LEFT = 499  # the customary status of an answer that nobody waits for
 
 
 class UnknownModelError(InvalidRequestError):
@@ -48,9 +49,7 @@ class Problem:
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """Return the OpenAI error body."""
-        return {
-            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        }
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
         headers = {}
@@ -103,16 +102,23 @@ def install(app: FastAPI) -> None:
     """Make every error that leaves a route an OpenAI body, and 404 and 405 too."""
     app.add_exception_handler(ButterflyError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_client_left)
     app.add_exception_handler(Exception, _on_error)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     call_id: str = request.scope["butterfly.call_id"]
+    log_unexpected(error, call_id)
     response = problem_of(error, call_id).response()
     # An unexpected error is answered outside the middleware that sets this header, so set it here.
     if not isinstance(error, ButterflyError):
         response.headers["x-request-id"] = call_id
     return response
+
+
+async def _on_client_left(request: Request, error: Exception) -> Response:
+    """A client that leaves while it sends its body is no accident of ours. Nobody reads this."""
+    return Response(status_code=CLIENT_LEFT)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

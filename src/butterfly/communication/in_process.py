@@ -111,9 +111,7 @@ class InProcessInbox:
         changed = self._network.changed
         while (received := self.receive_nowait()) is None:
             with changed:
-                arrived = changed.wait_for(
-                    lambda: self._queue or self._woken, max(0.0, deadline_s - time.monotonic())
-                )
+                arrived = changed.wait_for(lambda: self._queue or self._woken, max(0.0, deadline_s - time.monotonic()))
                 if self._woken or not arrived:
                     self._woken = False
                     return None

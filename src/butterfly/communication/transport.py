@@ -32,7 +32,9 @@ class Inbox(Protocol):
         """Return the next message in order of arrival, or None after `timeout_s` or a wake.
 
         Messages of one sender keep their order; different senders take turns. What an admitted peer
-        sent before it was expelled is dropped. Raises ProtocolError naming the sender for a frame that is not a message; the inbox stays usable.
+        sent before it was expelled is dropped. Payloads are writable and belong to the receiver; nothing
+        is promised about their alignment.
+        Raises ProtocolError naming the sender for a frame that is not a message; the inbox stays usable.
         """
 
     def receive_nowait(self) -> Received | None:

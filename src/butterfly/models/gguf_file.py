@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from butterfly.errors import ModelFormatError, UnsupportedModelError
-from butterfly.models.storage import storage_bytes
+from butterfly.models.storage import StoredTensor, storage_bytes
 from butterfly.specs import Storage
 
 MAGIC = b"GGUF"
@@ -85,23 +85,12 @@ Value = Scalar | list[str] | NDArray[np.generic]
 
 
 @dataclass(frozen=True)
-class GgufTensor:
-    """Where one tensor lies. `shape` is row-major; `offset` counts from the start of the file."""
-
-    name: str
-    storage: Storage
-    shape: tuple[int, ...]
-    offset: int
-    num_bytes: int
-
-
-@dataclass(frozen=True)
 class GgufFile:
     """A parsed header."""
 
     path: Path
     metadata: Mapping[str, Value]
-    tensors: Mapping[str, GgufTensor]
+    tensors: Mapping[str, StoredTensor]
 
     def text(self, key: str, default: str = "") -> str:
         """Return a string value. Raises ModelFormatError when it is of another kind."""
@@ -268,7 +257,7 @@ def _parse(cursor: _Cursor) -> GgufFile:
     for _ in range(num_keys):
         key = cursor.string()
         metadata[key] = cursor.value(cursor.u32(), key)
-    if int(str(metadata.get("split.count", 1))) > 1:
+    if metadata.get("split.count", 0) not in (0, 1):
         raise UnsupportedModelError(f"{cursor.path}: one part of a split GGUF; merge it with gguf-split --merge")
     rows = [_tensor_row(cursor) for _ in range(num_tensors)]
     return GgufFile(cursor.path, metadata, _place_tensors(cursor, metadata, rows))
@@ -284,23 +273,22 @@ def _tensor_row(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
 
 def _place_tensors(
     cursor: _Cursor, metadata: Mapping[str, Value], rows: list[tuple[str, tuple[int, ...], int, int]]
-) -> dict[str, GgufTensor]:
+) -> dict[str, StoredTensor]:
     """Turn offsets within the data section into offsets within the file, and check that they fit."""
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0:
         raise ModelFormatError(f"{cursor.path}: general.alignment is {alignment!r}")
     data_start = -(-cursor.position // alignment) * alignment
-    tensors: dict[str, GgufTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for name, shape, kind, relative in rows:
         storage = _storage(cursor.path, name, kind)
         num_bytes = storage_bytes(storage, shape, f"{cursor.path}: tensor {name}")
         offset = data_start + relative
         if offset + num_bytes > cursor.size:
             raise ModelFormatError(
-                f"{cursor.path}: truncated: tensor {name} ends at byte {offset + num_bytes}, "
-                f"the file has {cursor.size}"
+                f"{cursor.path}: truncated: tensor {name} ends at byte {offset + num_bytes}, the file has {cursor.size}"
             )
-        tensors[name] = GgufTensor(name, storage, shape, offset, num_bytes)
+        tensors[name] = StoredTensor(storage, shape, str(cursor.path), offset, num_bytes)
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""How many bytes a tensor takes in its file, for every `Storage`.
+"""A tensor as its file stores it, and how many bytes that takes for every `Storage`.
 
 Block formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
@@ -6,6 +6,7 @@ Block formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from butterfly.errors import ModelFormatError
@@ -34,3 +35,14 @@ def storage_bytes(storage: Storage, shape: Sequence[int], what: str = "tensor") 
     if shape[-1] % values:
         raise ModelFormatError(f"{what}: rows of {shape[-1]} values are no whole {storage} blocks of {values}")
     return prod(shape) // values * num_bytes
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies, whatever its name there. `shape` is row-major."""
+
+    storage: Storage
+    shape: tuple[int, ...]
+    file: str
+    offset: int  # from the start of the file
+    num_bytes: int

@@ -12,6 +12,8 @@ one row, 1.05 for 16, 2.1 for 64, 12.6 for 512). The embedding is a look-up of o
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from butterfly.specs import ClusterSpec, LinkSpec, ModelFootprint, Plan, StagePlan
 
 COORDINATOR = "coordinator"  # the name of the coordinator's end of a link
@@ -67,7 +69,7 @@ def link_s(link: LinkSpec, num_bytes: int) -> float:
 def trip(workers: tuple[str, ...], model: ModelFootprint) -> tuple[tuple[str, str, int], ...]:
     """Return (source, target, bytes) of each hop of one decode token: out, from stage to stage, and back."""
     hidden = model.hidden_bytes_per_token
-    between = [(a, b, hidden) for a, b in zip(workers, workers[1:], strict=False)]
+    between = [(a, b, hidden) for a, b in pairwise(workers)]
     return ((COORDINATOR, workers[0], TOKEN_BYTES), *between, (workers[-1], COORDINATOR, TOKEN_BYTES))
 
 

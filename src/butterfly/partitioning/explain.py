@@ -15,7 +15,7 @@ def explain(plan: Plan, model: ModelFootprint, cluster: ClusterSpec) -> str:
     Raises PlanError when the plan names a node that the cluster does not have.
     """
     nodes = {node.name: node for node in cluster.nodes}
-    rows = [_HEADINGS]
+    rows: list[tuple[str, ...]] = [_HEADINGS]
     for stage in plan.stages:
         if stage.worker not in nodes:
             raise PlanError(f"the plan names node {stage.worker}, which is not in the cluster")

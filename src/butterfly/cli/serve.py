@@ -1,0 +1,98 @@
+"""`butterfly serve MODEL`: the OpenAI API over a cluster of local workers."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import Annotated
+
+import msgspec
+import typer
+
+from butterfly.api import ApiServer, BoundPort, ServedModel, create_app
+from butterfly.cli.console import console, plan_table, print_error, set_up_logging
+from butterfly.cli.embedded import EmbeddedCluster, embedded_cluster
+from butterfly.cli.options import (
+    Context,
+    Device,
+    DType,
+    Encrypt,
+    LogLevel,
+    MaxSequences,
+    Memory,
+    ModelArgument,
+    Threads,
+    Workers,
+    cluster_config,
+)
+from butterfly.specs import ClusterStatus
+
+
+def serve(
+    model: ModelArgument,
+    workers: Workers = 1,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8000,
+    served_name: Annotated[str, typer.Option("--served-model-name", help="The model's id in the API.")] = "",
+    device: Device = "auto",
+    dtype: DType = "auto",
+    threads: Threads = 0,
+    memory: Memory = "",
+    context: Context = 0,
+    max_sequences: MaxSequences = 8,
+    encrypt: Encrypt = True,
+    log_level: LogLevel = "warning",
+) -> None:
+    """Serve MODEL through an OpenAI-compatible API, its layers spread over local workers."""
+    set_up_logging(log_level)
+    config = cluster_config(model, workers, device, dtype, threads, memory, context)
+    config = msgspec.structs.replace(config, max_num_sequences=max_sequences, encrypt=encrypt)
+    with closing(BoundPort(host, port)) as bound, embedded_cluster(config) as cluster:
+        served = served_model(cluster, served_name, model)
+        app = create_app(cluster.client, served, metrics=cluster.metrics)
+        with ApiServer(app, bound):
+            status = cluster.wait_until_ready()
+            announce(status, served, bound.url)
+            wait_for_the_end(cluster)
+
+
+def served_model(cluster: EmbeddedCluster, served_name: str, reference: str) -> ServedModel:
+    """The model as API clients see it; what the user typed works as its id too."""
+    model = cluster.model
+    return ServedModel(
+        id=served_name or model.display_name,
+        tokenizer=model.tokenizer,
+        max_context=model.spec.max_context,
+        chat_template=model.chat_template,
+        eos_token_ids=model.eos_token_ids,
+        created=int(time.time()),
+        aliases=() if served_name else (reference,),
+    )
+
+
+def announce(status: ClusterStatus, served: ServedModel, url: str) -> None:
+    """Say where each layer lives, and a line to try."""
+    assert status.plan is not None
+    console.print(plan_table(status.plan))
+    console.print(
+        f"predicted {status.plan.predicted_tpot_s * 1e3:.1f} ms per token "
+        f"(bound {status.plan.bound_tpot_s * 1e3:.1f} ms; {status.plan.binding})"
+    )
+    console.print(f"\nServing {served.id} at {url}/v1   (Ctrl-C stops)\nTry:", markup=False)
+    route, what = ("completions", '"prompt": "Once upon a time"')
+    if served.chat_template is not None:
+        route, what = ("chat/completions", '"messages": [{"role": "user", "content": "Why is the sky blue?"}]')
+    body = f'{{"model": "{served.id}", {what}, "max_tokens": 100}}'
+    line = f"  curl {url}/v1/{route} -H 'Content-Type: application/json' -d '{body}'"
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def wait_for_the_end(cluster: EmbeddedCluster) -> None:
+    """Return never, but by Ctrl-C or SIGTERM. A failed cluster stays up to tell clients why."""
+    was_ready = True
+    while cluster.client.is_alive:
+        status = cluster.client.status()
+        if was_ready and status.phase == "failed":
+            print_error(f"{status.detail}; requests are refused until the server is started again")
+            was_ready = False
+        time.sleep(0.2)

@@ -1,0 +1,41 @@
+"""`butterfly worker`: one stage in this process."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from butterfly.cli.console import set_up_logging
+from butterfly.cli.options import Device, Encrypt, LogLevel, Memory, Threads, parse_bytes
+
+
+def worker(
+    invitation: Annotated[
+        str, typer.Option(help="File with the invitation of a coordinator; - reads it from standard input.")
+    ],
+    device: Device = "auto",
+    threads: Threads = 0,
+    memory: Memory = "",
+    encrypt: Encrypt = True,
+    log_level: LogLevel = "warning",
+) -> None:
+    """Join a coordinator and run one stage of its model. `butterfly serve` starts local workers itself."""
+    set_up_logging(log_level)
+    import torch  # here: no other command needs torch, and they start in a fraction of its time
+
+    from butterfly.communication import KeyPair, ZmqTransport
+    from butterfly.engine import resolve_device
+    from butterfly.worker import measure_resources, read_invitation, run_worker
+    from butterfly.worker.engine_stage import EngineStageFactory
+
+    invited = read_invitation(invitation)
+    if threads:
+        torch.set_num_threads(threads)
+    target = resolve_device(device)
+    resources = measure_resources(str(target), parse_bytes(memory) if memory else None)
+    keys = KeyPair(public_key=invited.public_key, secret_key=invited.secret_key)
+    with closing(ZmqTransport(invited.name, keys, encrypt=encrypt)) as transport:
+        code = run_worker(invited, transport, EngineStageFactory(target), resources, launched=invitation == "-")
+    raise typer.Exit(code)

@@ -1,0 +1,22 @@
+"""The options of a run, resolved once by the command line and frozen."""
+
+from __future__ import annotations
+
+from butterfly.specs import ComputeDType, Spec
+
+
+class ClusterConfig(Spec, frozen=True):
+    """Which model runs on how many local workers, and what they may use."""
+
+    model: str  # path, alias, hub id or random:...
+    num_workers: int = 1
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    dtype: ComputeDType = "bfloat16"
+    num_threads: int = 0  # per worker; 0: the cores shared evenly
+    memory_bytes: int = 0  # per worker; 0: the free memory shared evenly
+    context: int = 0  # tokens of one request; 0: the model's, at most DEFAULT_CONTEXT
+    max_num_sequences: int = 8  # requests in a batch
+    encrypt: bool = True
+
+
+DEFAULT_CONTEXT = 4096  # tokens: more is reserved memory that few requests use

@@ -1,0 +1,35 @@
+"""What a coordinator is told once, at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from butterfly.specs import ComputeDType, ModelFootprint, ModelSpec, Spec, TensorEntry, WorkloadSpec
+
+
+class PipelineModel(Protocol):
+    """What the coordinator wants of a model: its shape, its sizes, and which tensors a stage needs."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def footprint(self) -> ModelFootprint: ...
+
+    def stage_tensors(self, start: int, end: int, *, embedding: bool, head: bool) -> Sequence[TensorEntry]: ...
+
+
+class CoordinatorConfig(Spec, frozen=True):
+    """The options of one coordinator. Times in seconds."""
+
+    workload: WorkloadSpec
+    dtype: ComputeDType = "bfloat16"
+    num_slots: int = 0  # steps in flight; 0: one per stage; 1: the plain loop
+    max_num_batched_tokens: int = 512
+    max_waiting_tokens: int = 1 << 20
+    step_timeout_s: float = 120.0  # one step through all stages, longest prefill chunk included
+    send_timeout_s: float = 5.0

@@ -1,0 +1,71 @@
+"""What goes into a simulation and what comes out. Times are virtual seconds since the cluster was ready."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from butterfly.cluster import Deadlines
+from butterfly.specs import ClusterPhase, FinishReason, Plan, Spec
+
+
+class SimulatedRequest(Spec, frozen=True):
+    request_id: str
+    arrival_s: float
+    num_prompt_tokens: int
+    max_tokens: int  # and it generates that many: no stop token is ever sampled
+    abort_s: float | None = None  # when its client goes away
+
+
+class FaultSpec(Spec, frozen=True):
+    """A worker that dies at `at_s`: its launcher sees the process end, or nobody sees anything."""
+
+    worker: str
+    at_s: float
+    kind: Literal["exit", "silence"] = "exit"
+
+
+class SimulationConfig(Spec, frozen=True):
+    num_slots: int | None = None  # None: as many as stages
+    max_num_batched_tokens: int = 512
+    max_num_sequences: int = 256
+    max_waiting_tokens: int = 1_000_000
+    block_size: int = 16
+    faults: tuple[FaultSpec, ...] = ()
+    deadlines: Deadlines = Deadlines()
+    beat_interval_s: float = 1.0
+    tick_interval_s: float = 0.25
+    time_limit_s: float = 86_400.0  # a story that lasts longer has lost a request: an error
+
+
+class RequestReport(Spec, frozen=True):
+    request_id: str
+    arrived_s: float
+    ended_s: float
+    num_output_tokens: int
+    finish_reason: FinishReason
+    ttft_s: float | None  # None: no token came
+    tpot_s: float | None  # mean seconds per token after the first; None: fewer than two came
+    error: str = ""  # with finish reason `error`; a refusal is an error that ends as it arrives
+
+
+class StageReport(Spec, frozen=True):
+    worker: str
+    busy_s: float
+    busy_share: float  # of the makespan
+
+
+class SimulationReport(Spec, frozen=True):
+    plan: Plan
+    requests: tuple[RequestReport, ...]  # in the order of the arrivals given
+    stages: tuple[StageReport, ...]
+    makespan_s: float  # until the last request ended
+    phase: ClusterPhase
+    detail: str
+
+    @property
+    def num_output_tokens(self) -> int:
+        return sum(request.num_output_tokens for request in self.requests)
+
+    @property
+    def throughput_tokens_per_s(self) -> float:
+        return self.num_output_tokens / self.makespan_s if self.makespan_s else 0.0

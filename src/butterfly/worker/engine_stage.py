@@ -1,0 +1,69 @@
+"""The engine behind the worker's Stage protocol: buffers in and out, torch's errors translated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from butterfly.engine import Stage as EngineStage
+from butterfly.errors import WorkerError
+from butterfly.messages import Load, TensorHeader
+from butterfly.specs import ComputeDType, StepPlan
+from butterfly.worker.stage import HiddenState, Progress, Stage, StageOutput
+
+
+class EngineStageFactory:
+    """Loads stages onto one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def load(self, load: Load, progress: Progress) -> Stage:
+        """Materialise the tensors of this stage. Raises ModelError, WorkerError or MemoryError."""
+        with _translated(load.stage.worker):
+            engine = EngineStage(
+                load.model, load.stage, load.tensors, device=self._device, dtype=load.dtype, progress=progress
+            )
+        return _EngineStage(engine, load.dtype)
+
+
+class _EngineStage:
+    def __init__(self, engine: EngineStage, dtype: ComputeDType) -> None:
+        self._engine, self._dtype = engine, dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._engine.weight_bytes
+
+    def kv_used_bytes(self) -> int:
+        return self._engine.kv_used_bytes
+
+    def run(self, plan: StepPlan, hidden: memoryview | None) -> StageOutput:
+        with _translated(self._engine.plan.worker):
+            output = self._engine.run(plan, None if hidden is None else self._to_tensor(hidden))
+        if isinstance(output, tuple):
+            return output
+        header = TensorHeader(dtype=self._dtype, shape=tuple(output.shape))
+        return HiddenState(header, output.cpu().contiguous().view(torch.uint8).numpy().data)
+
+    def _to_tensor(self, payload: memoryview) -> torch.Tensor:
+        """[tokens, hidden_size]; copied, since a received buffer may lie at any address."""
+        width = self._engine.model.hidden_size
+        if not len(payload):
+            return torch.empty(0, width, dtype=self._engine.dtype)
+        return torch.frombuffer(payload, dtype=torch.uint8).clone().view(self._engine.dtype).view(-1, width)
+
+
+@contextmanager
+def _translated(worker: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"{worker} ran out of device memory") from error
+    except RuntimeError as error:  # what torch raises for nearly everything
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "can't allocate memory" in first_line:
+            raise MemoryError(f"{worker} ran out of memory: {first_line}") from error
+        raise WorkerError(f"{worker} could not compute: {first_line}", worker) from error

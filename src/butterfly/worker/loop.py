@@ -1,0 +1,304 @@
+"""The life of a worker between its invitation and its end: join, load, run steps, follow the coordinator.
+
+One thread receives, computes and sends; only the heartbeat has a thread of its own. The worker decides
+nothing: it is told what to load and what to run, and reports what went wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from butterfly.communication import EpochGate, Outbox, Received, Transport
+from butterfly.errors import ButterflyError, PeerLostError, PeerTimeoutError, ProtocolError, WorkerError
+from butterfly.messages import (
+    PROTOCOL_VERSION,
+    Failed,
+    Invitation,
+    Join,
+    Load,
+    Loaded,
+    LoadProgress,
+    Ping,
+    Result,
+    Shutdown,
+    Step,
+)
+from butterfly.specs import StageTiming, StepPlan
+from butterfly.worker.checks import check_step
+from butterfly.worker.heartbeat import Heart, Vitals
+from butterfly.worker.resources import NodeResources
+from butterfly.worker.stage import HiddenState, Stage, StageFactory, StageOutput
+
+logger = logging.getLogger(__name__)
+
+_JOIN_RETRY_S = 1.0
+_PROGRESS_INTERVAL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Every wait of a worker ends after one of these."""
+
+    join_s: float = 30.0
+    coordinator_silence_s: float = 10.0  # it sends a Ping every second
+    send_s: float = 5.0
+    heartbeat_interval_s: float = 1.0
+
+
+class _LoadAbandoned(Exception):
+    """Raised through `StageFactory.load` when its result is not wanted any more."""
+
+
+class WorkerLoop:
+    """One worker's conversation with its coordinator and its neighbours in the pipeline."""
+
+    def __init__(
+        self,
+        invitation: Invitation,
+        transport: Transport,
+        stage_factory: StageFactory,
+        resources: NodeResources,
+        deadlines: Deadlines,
+    ) -> None:
+        self._name = invitation.name
+        self._home = invitation.coordinator
+        self._transport = transport
+        self._stage_factory = stage_factory
+        self._resources = resources
+        self._deadlines = deadlines
+        self._inbox = transport.open_inbox()
+        transport.admit(self._home.name, self._home.public_key)
+        self._coordinator = transport.connect(self._home)
+        self._next: Outbox = self._coordinator
+        self._gate = EpochGate()
+        self._vitals = Vitals()
+        self._load: Load | None = None
+        self._stage: Stage | None = None
+        self._heart: Heart | None = None
+        self._backlog: deque[Received] = deque()  # arrived during a load
+        self._last_heard_s = time.monotonic()  # from the coordinator
+        self._last_progress_s = 0.0
+        self._stopping = False
+
+    def request_stop(self) -> None:
+        """Make `join` and `serve` return soon. Callable from any thread and from signal handlers."""
+        self._stopping = True
+        self._inbox.wake()
+
+    def close(self) -> None:
+        """Stop the heartbeat and close all connections."""
+        if self._heart is not None:
+            self._heart.stop()
+        self._next.close()
+        self._coordinator.close()
+        self._inbox.close()
+
+    def join(self) -> None:
+        """Introduce ourselves until the coordinator answers. Raises PeerTimeoutError at the deadline."""
+        deadline_s = time.monotonic() + self._deadlines.join_s
+        while not self._stopping:
+            remaining_s = min(_JOIN_RETRY_S, deadline_s - time.monotonic())
+            if remaining_s <= 0:
+                raise PeerTimeoutError(
+                    f"could not join {self._home.name} at {self._home.endpoint} within {self._deadlines.join_s:g} s",
+                    self._home.name,
+                )
+            if self._send_join(remaining_s) and self._heard_within(remaining_s):
+                beat = self._transport.connect(self._home)
+                self._heart = Heart(self._name, beat, self._vitals, self._deadlines.heartbeat_interval_s)
+                return
+
+    def serve(self) -> None:
+        """Do what the messages say until Shutdown or `request_stop`.
+
+        Raises PeerLostError when the coordinator is silent and PeerTimeoutError when it takes no answer.
+        """
+        while not self._stopping:
+            received = self._take()
+            if received is None:
+                self._check_coordinator()
+            elif isinstance(received.message, Shutdown) and received.sender == self._home.name:
+                logger.info("shut down by %s %s", received.sender, received.message.reason)
+                return
+            else:
+                self._handle(received)
+
+    def report(self, reason: str, out_of_memory: bool = False) -> None:
+        """Tell the coordinator what went wrong, in one line."""
+        line = " ".join(reason.split()) or "unknown error"
+        logger.info("%s", line)  # the coordinator decides how loud this is
+        failed = Failed(epoch=self._gate.epoch, worker=self._name, reason=line, out_of_memory=out_of_memory)
+        self._coordinator.send(failed, timeout_s=self._deadlines.send_s)
+
+    # ------------------------------------------------------------------------------------ receiving
+
+    def _take(self) -> Received | None:
+        if self._backlog:
+            return self._backlog.popleft()
+        return self._receive(self._deadlines.coordinator_silence_s / 4)
+
+    def _receive(self, timeout_s: float) -> Received | None:
+        try:
+            received = self._inbox.receive(timeout_s)
+        except ProtocolError as error:
+            self.report(str(error))  # a step may be lost with it, and nobody else knows
+            return None
+        if received is not None and received.sender == self._home.name:
+            self._last_heard_s = time.monotonic()
+        return received
+
+    @property
+    def _silent_s(self) -> float:
+        """Meaningful only when the inbox is empty: a long step of ours is not their silence."""
+        return time.monotonic() - self._last_heard_s
+
+    def _check_coordinator(self) -> None:
+        if (silent_s := self._silent_s) > self._deadlines.coordinator_silence_s:
+            raise PeerLostError(f"{self._home.name} was silent for {silent_s:.0f} s", self._home.name)
+
+    def _handle(self, received: Received) -> None:
+        message, sender = received.message, received.sender
+        try:
+            if not self._gate.admits(message, sender):
+                logger.info("dropped a %s of epoch %d", type(message).__name__, message.epoch)
+            elif isinstance(message, Step):
+                self._run_step(received, message)
+            elif sender == self._home.name and isinstance(message, Load):
+                self._load_stage(message)
+            elif not (sender == self._home.name and isinstance(message, Ping)):
+                kind = type(message).__name__
+                raise ProtocolError(f"{sender} sent a {kind}, which is not its to send", sender)
+        except MemoryError as error:
+            self.report(f"{self._name} is out of memory: {error}", out_of_memory=True)
+        except ButterflyError as error:
+            self.report(str(error))
+
+    # -------------------------------------------------------------------------------------- joining
+
+    def _send_join(self, timeout_s: float) -> bool:
+        join = Join(
+            epoch=0,
+            worker=self._name,
+            protocol_version=PROTOCOL_VERSION,
+            host=self._resources.host,
+            pid=os.getpid(),
+            device=self._resources.device,
+            memory_bytes=self._resources.memory_bytes,
+            memory_bandwidth_bytes_per_s=self._resources.memory_bandwidth_bytes_per_s,
+            inbox=self._inbox.address,
+        )
+        try:
+            self._coordinator.send(join, timeout_s=timeout_s)
+        except PeerTimeoutError:
+            return False
+        return True
+
+    def _heard_within(self, timeout_s: float) -> bool:
+        received = self._receive(timeout_s)
+        if received is None:
+            return False
+        self._backlog.append(received)
+        return True
+
+    # -------------------------------------------------------------------------------------- loading
+
+    def _load_stage(self, load: Load) -> None:
+        self._enter_plan(load)
+        try:
+            self._stage = self._stage_factory.load(load, self._progress)
+        except _LoadAbandoned:
+            logger.info("abandoned the load of epoch %d", load.epoch)
+            return
+        self._load = load
+        loaded = Loaded(epoch=load.epoch, worker=self._name, weight_bytes=self._stage.weight_bytes)
+        self._coordinator.send(loaded, timeout_s=self._deadlines.send_s)
+
+    def _enter_plan(self, load: Load) -> None:
+        """Adopt the epoch and the neighbours of a plan, and let go of the stage before."""
+        if load.stage.worker != self._name:
+            raise ProtocolError(
+                f"{self._home.name} sent {self._name} the stage of {load.stage.worker}", self._home.name
+            )
+        self._gate.raise_to(load.epoch)
+        if self._load is not None and self._load.previous.name != self._home.name:
+            self._transport.expel(self._load.previous.name)
+        self._load = self._stage = None  # both copies of the weights would not fit
+        self._vitals.epoch, self._vitals.kv_used_bytes = load.epoch, 0
+        if load.previous.name != self._home.name:
+            self._transport.admit(load.previous.name, load.previous.public_key)
+        if self._next is not self._coordinator:
+            self._next.close()
+            self._next = self._coordinator
+        if load.next.name != self._home.name:
+            self._next = self._transport.connect(load.next)
+
+    def _progress(self, loaded_bytes: int, total_bytes: int) -> None:
+        """Report progress, and look up from the work: is it still wanted?"""
+        now_s = time.monotonic()
+        if now_s - self._last_progress_s < _PROGRESS_INTERVAL_S and loaded_bytes < total_bytes:
+            return
+        self._last_progress_s = now_s
+        self._attend_while_loading()
+        progress = LoadProgress(
+            epoch=self._gate.epoch, worker=self._name, loaded_bytes=loaded_bytes, total_bytes=total_bytes
+        )
+        with suppress(PeerTimeoutError):  # the next one will do
+            self._coordinator.send(progress, timeout_s=0)
+
+    def _attend_while_loading(self) -> None:
+        while (received := self._receive(0)) is not None:
+            if not isinstance(received.message, Ping):
+                self._backlog.append(received)
+        superseded = any(
+            isinstance(waiting.message, Load | Shutdown) and waiting.sender == self._home.name
+            for waiting in self._backlog
+        )
+        if self._stopping or superseded or self._silent_s > self._deadlines.coordinator_silence_s:
+            raise _LoadAbandoned  # `serve` finds out the same and says it
+
+    # -------------------------------------------------------------------------------------- running
+
+    def _run_step(self, received: Received, step: Step) -> None:
+        load, stage, sender = self._load, self._stage, received.sender
+        if load is None or stage is None:
+            raise WorkerError(f"{self._name} has no stage for step {step.plan.step_id}", self._name)
+        if sender != load.previous.name:
+            raise ProtocolError(f"{sender} sent a step that {load.previous.name} should send", sender)
+        check_step(step, load, sender)
+        started_s = time.monotonic()
+        output = stage.run(step.plan, received.payload)
+        timing = StageTiming(
+            worker=self._name,
+            received_s=received.received_s,
+            started_s=started_s,
+            finished_s=time.monotonic(),
+            received_bytes=received.num_bytes,
+        )
+        self._vitals.kv_used_bytes = stage.kv_used_bytes()
+        self._hand_on(step, output, (*step.timings, timing))
+
+    def _hand_on(self, step: Step, output: StageOutput, timings: tuple[StageTiming, ...]) -> None:
+        assert self._load is not None
+        if isinstance(output, HiddenState) == self._load.stage.head:
+            wanted = "samples" if self._load.stage.head else "a hidden state"
+            raise WorkerError(f"the stage of {self._name} did not return {wanted}", self._name)
+        if isinstance(output, HiddenState):
+            plan = _without_token_ids(step.plan)
+            onward = Step(epoch=step.epoch, plan=plan, hidden=output.header, timings=timings)
+            self._next.send(onward, output.payload, timeout_s=self._deadlines.send_s)
+        else:
+            result = Result(epoch=step.epoch, step_id=step.plan.step_id, samples=output, timings=timings)
+            self._coordinator.send(result, timeout_s=self._deadlines.send_s)
+
+
+def _without_token_ids(plan: StepPlan) -> StepPlan:
+    if not any(sequence.token_ids for sequence in plan.sequences):
+        return plan
+    return replace(plan, sequences=tuple(replace(sequence, token_ids=()) for sequence in plan.sequences))

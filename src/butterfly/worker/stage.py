@@ -1,0 +1,49 @@
+"""What the worker asks of the thing that computes. The engine's adapter keeps these Protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from butterfly.messages import Load, TensorHeader
+from butterfly.specs import SampledToken, StepPlan
+
+Buffer = bytes | bytearray | memoryview
+Progress = Callable[[int, int], None]  # (loaded_bytes, total_bytes), from the loading thread
+
+
+class HiddenState(NamedTuple):
+    """What a stage without the head hands on: [num_tokens, hidden_size] in the Load's dtype."""
+
+    header: TensorHeader
+    payload: Buffer  # C-contiguous; must not change any more, since it may be sent without a copy
+
+
+StageOutput = HiddenState | tuple[SampledToken, ...]
+
+
+class Stage(Protocol):
+    """Some layers with their KV cache. Used by one thread."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights as held in memory."""
+
+    def kv_used_bytes(self) -> int: ...
+
+    def run(self, plan: StepPlan, hidden: memoryview | None) -> StageOutput:
+        """Compute one step: hidden states out, or the samples if the stage has the head.
+
+        `hidden` is None on the stage with the embedding; else a writable buffer of exactly
+        num_tokens x hidden_size values, whose alignment is not promised. Drops `plan.released` first.
+        Raises ButterflyError (WorkerError for what has no better kind), or MemoryError.
+        """
+
+
+class StageFactory(Protocol):
+    def load(self, load: Load, progress: Progress) -> Stage:
+        """Materialise the stage, calling `progress` a few times a second at least.
+
+        `progress` may raise to abandon the load (the process is to stop, or a newer plan has come); that
+        exception must pass through. Raises ButterflyError, or MemoryError when the memory does not suffice.
+        """

@@ -1,0 +1,144 @@
+"""A real worker process around a stage that does integer arithmetic: `... arithmetic_worker.py [options]`.
+
+Reads its invitation from standard input like any launched worker. Options are pairs `name=value`:
+silence_s and join_s (deadlines), launched (0: as if started by hand).
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from butterfly.communication import KeyPair, ZmqTransport
+from butterfly.errors import WorkerError
+from butterfly.messages import Load, TensorHeader
+from butterfly.specs import LayerSpec, ModelSpec, SampledToken, StepPlan
+from butterfly.worker import Deadlines, HiddenState, NodeResources, StageOutput, read_invitation, run_worker
+from butterfly.worker.stage import Progress
+
+HIDDEN_SIZE = 4
+PRIME = 65521  # every value stays exact in float32
+WEIGHT_BYTES_PER_LAYER = 1000
+
+POISON_TOKEN, OUT_OF_MEMORY_TOKEN, BUG_TOKEN = 13, 14, 15  # what the first stage chokes on
+FAILING_MODEL = "fails to load"
+
+
+def model(num_layers: int, name: str = "arithmetic") -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        family="arithmetic",
+        hidden_size=HIDDEN_SIZE,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=HIDDEN_SIZE,
+        intermediate_size=HIDDEN_SIZE,
+        vocab_size=PRIME,
+        max_context=4096,
+        norm_eps=1e-6,
+        attention_scale=1.0,
+        layers=(LayerSpec(),) * num_layers,
+        ropes=(),
+    )
+
+
+@dataclass
+class ArithmeticStage:
+    """Each layer maps x to 3x + (sum of all x of its sequence so far) + its number, modulo a prime.
+
+    The sum is the stage's cache: a step that is lost, doubled or out of order changes every later token.
+    """
+
+    load: Load
+    sums: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # by (sequence, layer)
+    ends: dict[int, int] = field(default_factory=dict)  # next position by sequence
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.load.stage.num_layers * WEIGHT_BYTES_PER_LAYER
+
+    def kv_used_bytes(self) -> int:
+        return sum(self.ends.values())
+
+    def run(self, plan: StepPlan, hidden: memoryview | None) -> StageOutput:
+        self._choke_on(plan)
+        for sequence_id in plan.released:
+            self.ends.pop(sequence_id, None)
+            for key in [key for key in self.sums if key[0] == sequence_id]:
+                del self.sums[key]
+        rows = self._embed(plan) if hidden is None else list(struct.iter_unpack(f"<{HIDDEN_SIZE}f", hidden))
+        results: list[list[int]] = []
+        samples: list[SampledToken] = []
+        for sequence in plan.sequences:
+            if self.ends.get(sequence.sequence_id, 0) != sequence.start:
+                raise WorkerError(f"sequence {sequence.sequence_id} does not go on at {sequence.start}")
+            self.ends[sequence.sequence_id] = sequence.start + sequence.num_tokens
+            for _ in range(sequence.num_tokens):
+                results.append(self._forward(sequence.sequence_id, [int(x) for x in rows[len(results)]]))
+            if sequence.sampling is not None:
+                end = sequence.start + sequence.num_tokens
+                token_id = sum(results[-1]) % PRIME
+                samples.append(SampledToken(sequence_id=sequence.sequence_id, position=end, token_id=token_id))
+        if self.load.stage.head:
+            return tuple(samples)
+        header = TensorHeader(dtype="float32", shape=(plan.num_tokens, HIDDEN_SIZE))
+        return HiddenState(header, b"".join(struct.pack(f"<{HIDDEN_SIZE}f", *row) for row in results))
+
+    def _embed(self, plan: StepPlan) -> list[tuple[int, ...]]:
+        ids = [token_id for sequence in plan.sequences for token_id in sequence.token_ids]
+        return [tuple((token_id + column) % PRIME for column in range(HIDDEN_SIZE)) for token_id in ids]
+
+    def _forward(self, sequence_id: int, row: list[int]) -> list[int]:
+        for layer in range(self.load.stage.start, self.load.stage.end):
+            sums = self.sums.setdefault((sequence_id, layer), [0] * HIDDEN_SIZE)
+            for column in range(HIDDEN_SIZE):
+                sums[column] = (sums[column] + row[column]) % PRIME
+                row[column] = (3 * row[column] + sums[column] + layer) % PRIME
+        return row
+
+    def _choke_on(self, plan: StepPlan) -> None:
+        token_ids = {token_id for sequence in plan.sequences for token_id in sequence.token_ids}
+        if POISON_TOKEN in token_ids:
+            raise WorkerError("the stage\nchoked on a token")
+        if OUT_OF_MEMORY_TOKEN in token_ids:
+            raise MemoryError("no room for another sequence")
+        if BUG_TOKEN in token_ids:
+            raise ZeroDivisionError("a bug")
+
+
+class ArithmeticStageFactory:
+    def load(self, load: Load, progress: Progress) -> ArithmeticStage:
+        if load.model.name == FAILING_MODEL:
+            raise MemoryError("the weights do not fit")
+        stage = ArithmeticStage(load)
+        for layer in range(1, load.stage.num_layers + 1):
+            progress(layer * WEIGHT_BYTES_PER_LAYER, stage.weight_bytes)
+        return stage
+
+
+RESOURCES = NodeResources(host="test", device="cpu", memory_bytes=1 << 30, memory_bandwidth_bytes_per_s=1e9)
+
+
+def main(options: dict[str, str]) -> int:
+    invitation = read_invitation("-")
+    keys = KeyPair(invitation.public_key, invitation.secret_key)
+    with closing(ZmqTransport(invitation.name, keys)) as transport:
+        return run_worker(
+            invitation,
+            transport,
+            ArithmeticStageFactory(),
+            RESOURCES,
+            launched=options.get("launched", "1") == "1",
+            deadlines=Deadlines(
+                join_s=float(options.get("join_s", "10")),
+                coordinator_silence_s=float(options.get("silence_s", "10")),
+                send_s=1.0,
+                heartbeat_interval_s=0.1,
+            ),
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(dict(option.split("=", 1) for option in sys.argv[1:])))

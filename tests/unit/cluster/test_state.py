@@ -1,0 +1,238 @@
+"""The cluster's stories: events in, actions out, no cluster needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tests.unit.cluster.story import (
+    NAMES,
+    joined,
+    loaded,
+    loading,
+    make_node,
+    make_plan,
+    ready,
+    starting,
+)
+
+from butterfly.cluster import (
+    ClusterState,
+    Event,
+    FailRequests,
+    IllegalTransitionError,
+    LoadStages,
+    MakePlan,
+    PingWorkers,
+    PlanMade,
+    PlanRefused,
+    ShutDownWorkers,
+    StartServing,
+    StopRequested,
+    StopServing,
+    Ticked,
+    WorkerBeat,
+    WorkerExited,
+    WorkerFailed,
+    WorkerLoadProgressed,
+)
+
+
+def beat(name: str, now_s: float) -> WorkerBeat:
+    return WorkerBeat(now_s=now_s, worker=name, resident_bytes=55, kv_used_bytes=6)
+
+
+def test_from_start_to_serving_to_the_end() -> None:
+    state = starting()
+    assert (state.phase, state.epoch, state.detail) == ("starting", 0, "waiting for w0, w1, w2 to join")
+    assert state.handle(joined("w1")) == []
+    assert state.handle(joined("w0")) == []
+    assert state.detail == "waiting for w2 to join"
+    nodes = tuple(make_node(name) for name in NAMES)
+    assert state.handle(joined("w2")) == [MakePlan(nodes=nodes)]
+    assert state.detail == "making a plan"
+    plan = make_plan()
+    assert state.handle(PlanMade(now_s=2.0, plan=plan)) == [LoadStages(plan=plan, epoch=1)]
+    state.handle(WorkerLoadProgressed(now_s=2.5, worker="w1", loaded_bytes=10, total_bytes=40))
+    assert (state.phase, state.epoch, state.plan) == ("loading", 1, plan)
+    assert state.detail == "loading: w0 0%, w1 25%, w2 0%"
+    assert state.handle(loaded("w0")) == []
+    assert state.handle(loaded("w2")) == []
+    assert state.handle(loaded("w1")) == [StartServing(epoch=1)]
+    assert (state.phase, state.detail) == ("ready", "")
+    assert state.handle(StopRequested(now_s=4.0)) == [
+        StopServing(reason="the server is stopping"),
+        FailRequests(reason="the server is stopping"),
+        ShutDownWorkers(reason="the server is stopping", workers=NAMES),
+    ]
+    assert state.phase == "stopping"
+    assert state.handle(StopRequested(now_s=5.0)) == []
+
+
+Loss = tuple[Event, str]
+LOSSES: dict[str, Loss] = {
+    "killed": (
+        WorkerExited(now_s=4.0, worker="w1", returncode=-9),
+        "worker w1 was killed by signal 9",
+    ),
+    "exited": (
+        WorkerExited(now_s=4.0, worker="w1", returncode=3, detail="no such device"),
+        "worker w1 exited with code 3: no such device",
+    ),
+    "failed": (
+        WorkerFailed(now_s=4.0, worker="w1", reason="bad tensor"),
+        "worker w1 failed: bad tensor",
+    ),
+    "out of memory": (
+        WorkerFailed(now_s=4.0, worker="w1", reason="40 MB wanted", out_of_memory=True),
+        "worker w1 ran out of memory: 40 MB wanted",
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("make_state", [starting, loading, ready])
+def test_a_lost_worker_ends_every_request_by_name(make_state: Callable[[], ClusterState], loss: Loss) -> None:
+    state = make_state()
+    was_serving = state.phase == "ready"
+    event, reason = loss
+    stop = [StopServing(reason=reason)] if was_serving else []
+    assert state.handle(event) == [*stop, FailRequests(reason=reason)]
+    assert (state.phase, state.detail) == ("failed", reason)
+    assert [worker.phase == "lost" for worker in state.snapshot()] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("make_state", "last_quiet_s", "reason"),
+    [
+        (lambda: starting(), 60.0, "worker w0 did not join within 60 s"),
+        (lambda: loading(2.0), 602.0, "worker w0 did not load its layers within 600 s (0% done)"),
+        (lambda: ready(3.0), 13.0, "worker w0 was silent for more than 10 s"),
+    ],
+    ids=["join", "load", "heartbeat"],
+)
+def test_every_deadline_names_its_worker(
+    make_state: Callable[[], ClusterState], last_quiet_s: float, reason: str
+) -> None:
+    state = make_state()
+    assert FailRequests(reason=reason) not in state.handle(Ticked(now_s=last_quiet_s))
+    assert state.phase != "failed"
+    assert FailRequests(reason=reason) in state.handle(Ticked(now_s=last_quiet_s + 0.01))
+    assert (state.phase, state.detail) == ("failed", reason)
+
+
+def test_only_the_silent_worker_is_named() -> None:
+    state = ready(3.0)
+    for name in ("w0", "w2"):
+        state.handle(beat(name, 12.0))
+    state.handle(Ticked(now_s=13.5))
+    assert state.detail == "worker w1 was silent for more than 10 s"
+
+
+def test_a_worker_that_joined_must_beat_while_it_waits_for_the_others() -> None:
+    state = starting()
+    state.handle(joined("w2", now_s=1.0))
+    state.handle(beat("w2", 9.0))
+    state.handle(Ticked(now_s=19.0))
+    assert state.phase == "starting"
+    state.handle(Ticked(now_s=19.1))
+    assert state.detail == "worker w2 was silent for more than 10 s"
+
+
+def test_a_worker_that_loads_may_be_silent_but_one_that_has_loaded_may_not() -> None:
+    state = loading(2.0)
+    state.handle(loaded("w1", 3.0))
+    state.handle(Ticked(now_s=13.0))
+    assert state.phase == "loading"
+    state.handle(Ticked(now_s=13.1))
+    assert state.detail == "worker w1 was silent for more than 10 s"
+
+
+def test_a_refused_plan_fails_with_the_planners_reason() -> None:
+    state = starting()
+    for name in NAMES:
+        state.handle(joined(name))
+    assert state.handle(PlanRefused(now_s=2.0, reason="3 workers but 2 layers")) == [
+        FailRequests(reason="3 workers but 2 layers")
+    ]
+    assert (state.phase, state.detail) == ("failed", "3 workers but 2 layers")
+
+
+def test_the_first_cause_stays_the_cause_and_survivors_are_kept() -> None:
+    state = ready(3.0)
+    state.handle(WorkerExited(now_s=4.0, worker="w1", returncode=-9))
+    assert state.handle(WorkerFailed(now_s=4.1, worker="w0", reason="its neighbour is gone")) == []
+    assert state.detail == "worker w1 was killed by signal 9"
+    assert state.handle(Ticked(now_s=5.0)) == [PingWorkers(epoch=1, workers=("w2",))]
+    (*_, shut_down) = state.handle(StopRequested(now_s=6.0, reason="interrupted"))
+    assert shut_down == ShutDownWorkers(reason="interrupted", workers=("w0", "w2"))  # w0 may still run
+
+
+def test_workers_are_pinged_once_per_interval_from_their_join_on() -> None:
+    state = starting()
+    assert state.handle(Ticked(now_s=5.0)) == []
+    state.handle(joined("w1", 5.0))
+    assert state.handle(Ticked(now_s=5.1)) == [PingWorkers(epoch=0, workers=("w1",))]
+    assert state.handle(Ticked(now_s=6.0)) == []
+    assert state.handle(Ticked(now_s=6.1)) == [PingWorkers(epoch=0, workers=("w1",))]
+
+
+def test_the_snapshot_tells_plan_and_heartbeat_of_each_worker() -> None:
+    state = ready()
+    state.handle(beat("w2", 4.0))
+    last = state.snapshot()[-1]
+    assert (last.name, last.phase, last.start, last.end, last.embedding, last.head) == (
+        "w2", "ready", 2, 3, False, True,
+    )  # fmt: skip
+    assert (last.host, last.pid, last.memory_bytes, last.weight_bytes) == ("h", 7, 100, 42)
+    assert (last.resident_bytes, last.kv_used_bytes, last.load_fraction) == (55, 6, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("make_state", "event", "why"),
+    [
+        (starting, loaded("w0"), "cannot happen while starting"),
+        (starting, PlanMade(now_s=1.0, plan=make_plan()), "before every worker has joined"),
+        (starting, joined("w9"), "names an unknown worker; known are w0, w1, w2"),
+        (loading, joined("w0"), "cannot happen while loading"),
+        (loading, PlanRefused(now_s=1.0, reason="no"), "cannot happen while loading"),
+        (ready, loaded("w0"), "cannot happen while ready"),
+        (ready, PlanMade(now_s=1.0, plan=make_plan()), "cannot happen while ready"),
+    ],
+)
+def test_what_cannot_happen_raises_with_the_story(
+    make_state: Callable[[], ClusterState], event: Event, why: str
+) -> None:
+    state = make_state()
+    phase = state.phase
+    with pytest.raises(IllegalTransitionError, match=why) as caught:
+        state.handle(event)
+    assert "waiting for w0, w1, w2" in str(caught.value)
+    assert state.phase == phase
+
+
+def test_a_plan_must_use_exactly_the_workers() -> None:
+    state = starting()
+    for name in NAMES:
+        state.handle(joined(name))
+    with pytest.raises(IllegalTransitionError, match="with stages on"):
+        state.handle(PlanMade(now_s=2.0, plan=make_plan(("w0", "w1"))))
+
+
+def test_joining_or_loading_twice_is_illegal() -> None:
+    state = starting()
+    state.handle(joined("w0"))
+    with pytest.raises(IllegalTransitionError, match="w0 is joined already"):
+        state.handle(joined("w0"))
+    state = loading()
+    state.handle(loaded("w0"))
+    with pytest.raises(IllegalTransitionError, match="w0 is ready"):
+        state.handle(loaded("w0"))
+
+
+def test_the_story_is_bounded() -> None:
+    state = ready()
+    state.handle(WorkerExited(now_s=4.0, worker="w1", returncode=1))
+    for i in range(200):
+        state.handle(WorkerFailed(now_s=5.0 + i, worker="w0", reason="again"))
+    assert len(state.story) == 40

@@ -1,0 +1,136 @@
+"""The simulation against closed forms, and its failure stories."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from butterfly.errors import InfeasiblePlanError
+from butterfly.partitioning.costs import HOP_SOFTWARE_S, LOOPBACK_LATENCY_S
+from butterfly.simulation import (
+    FaultSpec,
+    SimulatedRequest,
+    SimulationConfig,
+    SimulationReport,
+    simulate,
+)
+from butterfly.specs import ClusterSpec, ModelFootprint, NodeSpec, WorkloadSpec
+
+MODEL = ModelFootprint(
+    layer_weight_bytes=(100_000_000,) * 4,
+    embedding_bytes=30_000_000,
+    head_bytes=30_000_000,
+    kv_bytes_per_token=(10_000,) * 4,
+    max_context=4096,
+    hidden_bytes_per_token=4096,
+)
+BANDWIDTH = 10e9
+WORKLOAD = WorkloadSpec(concurrency=4, context=1024)
+
+
+def make_cluster(num_nodes: int) -> ClusterSpec:
+    return ClusterSpec(
+        nodes=tuple(
+            NodeSpec(name=f"w{i}", memory_bytes=10**9, memory_bandwidth_bytes_per_s=BANDWIDTH) for i in range(num_nodes)
+        )
+    )
+
+
+def streams(count: int, num_prompt: int = 16, max_tokens: int = 50) -> list[SimulatedRequest]:
+    return [
+        SimulatedRequest(request_id=f"r{i}", arrival_s=0.0, num_prompt_tokens=num_prompt, max_tokens=max_tokens)
+        for i in range(count)
+    ]
+
+
+def run(num_nodes: int, count: int, **options: object) -> SimulationReport:
+    config = msgspec.convert(options, SimulationConfig)
+    return simulate(MODEL, make_cluster(num_nodes), WORKLOAD, streams(count), config)
+
+
+def test_one_stream_on_one_worker_has_the_tpot_of_the_closed_form() -> None:
+    report = run(num_nodes=1, count=1)
+    (request,) = report.requests
+    weights = 4 * 100_000_000 + 30_000_000
+    hops_s = 2 * (LOOPBACK_LATENCY_S + 4 / 1e9 + HOP_SOFTWARE_S)
+    mean_context = 16 + 50 / 2  # 49 decode tokens, which read 17, 18, ... 65 tokens of KV cache
+    tpot_s = (weights + mean_context * 4 * 10_000) / BANDWIDTH + hops_s
+    assert request.tpot_s == pytest.approx(tpot_s, rel=1e-9)
+    assert (request.finish_reason, request.num_output_tokens) == ("length", 50)
+    prefill_s = (weights + 16 * 4 * 10_000) / BANDWIDTH + 2 * (LOOPBACK_LATENCY_S + HOP_SOFTWARE_S) + 68 / 1e9
+    assert request.ttft_s == pytest.approx(prefill_s, rel=1e-9)
+    assert report.makespan_s == pytest.approx(prefill_s + 49 * tpot_s, rel=1e-9)
+
+
+def test_two_streams_over_two_stages_overlap() -> None:
+    one, two = run(num_nodes=2, count=1), run(num_nodes=2, count=2)
+    assert two.throughput_tokens_per_s > 1.8 * one.throughput_tokens_per_s
+    assert min(stage.busy_share for stage in two.stages) > 0.85
+    assert max(stage.busy_share for stage in one.stages) < 0.55
+
+
+def test_the_plain_loop_keeps_one_stage_busy_at_a_time() -> None:
+    plain = run(num_nodes=2, count=2, num_slots=1)
+    assert sum(stage.busy_share for stage in plain.stages) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "ended_s"),
+    [
+        ("exit", "worker w1 was killed by signal 9", (1.0, 1.0)),
+        ("silence", "worker w1 was silent for more than 10 s", (10.0, 12.0)),
+    ],
+)
+def test_a_killed_worker_ends_every_request_with_an_error_that_names_it(
+    kind: str, reason: str, ended_s: tuple[float, float]
+) -> None:
+    late = SimulatedRequest(request_id="late", arrival_s=20.0, num_prompt_tokens=4, max_tokens=4)
+    fault = msgspec.convert({"worker": "w1", "at_s": 1.0, "kind": kind}, FaultSpec)
+    report = simulate(MODEL, make_cluster(3), WORKLOAD, [*streams(6), late], SimulationConfig(faults=(fault,)))
+    assert [(request.finish_reason, request.error) for request in report.requests] == [("error", reason)] * 7
+    first, last = ended_s
+    assert all(first <= request.ended_s <= last for request in report.requests[:-1])
+    assert report.requests[0].num_output_tokens > 0
+    assert report.requests[-1].ended_s == 20.0
+    assert (report.phase, report.detail) == ("failed", reason)
+
+
+def test_a_fault_after_the_last_token_changes_nothing() -> None:
+    fault = FaultSpec(worker="w0", at_s=1000.0)
+    assert run(2, 3) == run(2, 3, faults=(fault,))
+
+
+def test_the_same_story_gives_the_same_report() -> None:
+    first = run(num_nodes=3, count=7, max_num_batched_tokens=20)
+    assert msgspec.json.encode(first) == msgspec.json.encode(run(num_nodes=3, count=7, max_num_batched_tokens=20))
+    assert [request.finish_reason for request in first.requests] == ["length"] * 7
+
+
+def test_a_client_that_leaves_ends_with_abort_and_others_go_on() -> None:
+    leaving = msgspec.structs.replace(streams(1)[0], abort_s=0.5)
+    stays = msgspec.structs.replace(streams(1)[0], request_id="stays")
+    gone, stayed = simulate(MODEL, make_cluster(2), WORKLOAD, [leaving, stays]).requests
+    assert (gone.finish_reason, gone.ended_s) == ("abort", 0.5)
+    assert 0 < gone.num_output_tokens < 50
+    assert (stayed.finish_reason, stayed.num_output_tokens) == ("length", 50)
+
+
+def test_a_refused_request_ends_as_it_arrives_with_the_schedulers_words() -> None:
+    (request,) = simulate(MODEL, make_cluster(1), WORKLOAD, streams(1, num_prompt=5000)).requests
+    assert request.finish_reason == "error"
+    assert "context of 4096" in request.error
+    assert (request.ended_s, request.ttft_s, request.tpot_s) == (0.0, None, None)
+
+
+def test_a_model_that_does_not_fit_is_the_planners_error() -> None:
+    with pytest.raises(InfeasiblePlanError, match="5 workers but the model has 4 layers"):
+        simulate(MODEL, make_cluster(5), WORKLOAD, streams(1))
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match="share an id"):
+        simulate(MODEL, make_cluster(1), WORKLOAD, streams(1) * 2)
+    with pytest.raises(ValueError, match="w9, which is not in the cluster"):
+        run(1, 1, faults=(FaultSpec(worker="w9", at_s=1.0),))
+    with pytest.raises(TimeoutError, match="1 requests are open after 1 s"):
+        run(1, 1, time_limit_s=1.0)
