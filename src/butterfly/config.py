@@ -17,6 +17,8 @@ class ClusterConfig(Spec, frozen=True):
     context: int = 0  # tokens of one request; 0: the model's, at most DEFAULT_CONTEXT
     max_num_sequences: int = 8  # requests in a batch
     encrypt: bool = True
+    num_slots: int = 0  # steps in flight; 0: one per stage; 1: the plain loop
+    heartbeat_timeout_s: float = 10.0  # of a worker's silence, after which it is lost
 
 
 DEFAULT_CONTEXT = 4096  # tokens: more is reserved memory that few requests use

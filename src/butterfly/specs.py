@@ -80,9 +80,9 @@ class TensorEntry(Spec, frozen=True):
     storage: Storage
     shape: tuple[int, ...]  # row-major; matrices are [out_features, in_features]
     num_bytes: int
-    file: str = ""  # empty: the bytes are generated from (seed, name), see engine.random_weights
+    file: str = ""  # empty: the bytes are generated from `seed`, see engine.tensor_data
     offset: int = 0
-    seed: int = 0
+    seed: int = 0  # 64 bits; of one tensor, so that a renamed entry (tied head) keeps its bytes
     add: float = 0.0  # added to every value after reading (Hugging Face Gemma stores norm - 1)
 
 

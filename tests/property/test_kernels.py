@@ -124,3 +124,37 @@ def test_row_wise_operations_do_not_depend_on_their_company(width: int, num_rows
     )
     for activation in ACTIVATIONS.values():
         assert torch.equal(activation(x[rows]), activation(x)[rows])
+
+
+@pytest.mark.parametrize("kind", ["dense", "packed4", "packed8"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_linear_does_not_depend_on_the_number_of_threads(kind: str, shape: tuple[int, int]) -> None:
+    """Two stages with one thread each must agree with one stage that has two."""
+    linear, x, expected = case(kind, shape)
+    before = torch.get_num_threads()
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            for num_rows in (1, 2, 7, MOST_ROWS):
+                assert torch.equal(linear(x[:num_rows]), expected[:num_rows])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_attention_does_not_depend_on_the_number_of_threads(heads: tuple[int, int, int]) -> None:
+    num_heads, num_kv_heads, head_dim = heads
+    keys, values = randn(num_kv_heads, 512, head_dim, seed=3), randn(num_kv_heads, 512, head_dim, seed=4)
+    q_THD = randn(200, num_heads, head_dim, seed=5) * head_dim**-0.5
+    before = torch.get_num_threads()
+    try:
+        outputs = []
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            outputs.append(
+                torch.cat([attend(q_THD, keys, values, 250, None), attend(q_THD[:1], keys, values, 500, 100)])
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -26,7 +27,7 @@ class LocalPipeline:
     def __init__(self, model: Model, boundaries: Sequence[int] = (), dtype: ComputeDType = "bfloat16") -> None:
         edges = [0, *boundaries, model.spec.num_layers]
         self.model = model
-        self.stages = [load_stage(model, start, end, dtype) for start, end in zip(edges[:-1], edges[1:], strict=True)]
+        self.stages = [load_stage(model, start, end, dtype) for start, end in pairwise(edges)]
 
     def run(self, step: StepPlan) -> tuple[SampledToken, ...]:
         hidden: torch.Tensor | None = None

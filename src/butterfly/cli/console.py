@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from butterfly.errors import ConfigError
 from butterfly.specs import ClusterStatus, Plan
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+_WIDE = 200  # columns of a file or pipe: nobody looks at its right edge
+
+
+def _make_console(file: TextIO, *, stderr: bool = False) -> Console:
+    """No markup of our own making: highlighting and emoji codes would change what a model wrote."""
+    return Console(stderr=stderr, highlight=False, emoji=False, width=None if file.isatty() else _WIDE)
+
+
+console = _make_console(sys.stdout)
+errors = _make_console(sys.stderr, stderr=True)
 
 
 def print_error(message: str) -> None:
@@ -21,7 +32,13 @@ def print_error(message: str) -> None:
     errors.print("error: " + " ".join(message.split()), markup=False, soft_wrap=True)
 
 
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
 def set_up_logging(level: str) -> None:
+    """Raises ConfigError for a level that is none."""
+    if level.lower() not in _LOG_LEVELS:
+        raise ConfigError(f"unknown log level {level!r}: use {', '.join(_LOG_LEVELS)}")
     logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
 
 

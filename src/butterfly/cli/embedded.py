@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,16 +14,26 @@ import psutil
 
 from butterfly import models
 from butterfly.cli.console import loading_progress
-from butterfly.cluster import ClusterState, Launcher, LocalLauncher
+from butterfly.cluster import ClusterState, Deadlines, Launcher, LocalLauncher
 from butterfly.communication import KeyPair, Transport, ZmqTransport
 from butterfly.config import DEFAULT_CONTEXT, ClusterConfig
 from butterfly.coordinator import Coordinator, CoordinatorClient, CoordinatorConfig
 from butterfly.errors import ConfigError, LaunchError
 from butterfly.messages import Invitation, PeerAddress
 from butterfly.monitoring import Metrics, StepStatistics
-from butterfly.specs import ClusterStatus, ModelFootprint, ModelSpec, TensorEntry, WorkloadSpec
+from butterfly.partitioning import plan as make_plan
+from butterfly.specs import (
+    ClusterSpec,
+    ClusterStatus,
+    ModelFootprint,
+    ModelSpec,
+    NodeSpec,
+    TensorEntry,
+    WorkloadSpec,
+)
 
 _MEMORY_SHARE = 0.9  # of the free memory; the rest is for the system and this process
+_ANY_BANDWIDTH = 1e10  # bytes per second
 
 
 @dataclass(frozen=True)
@@ -56,20 +67,24 @@ def embedded_cluster(config: ClusterConfig) -> Iterator[EmbeddedCluster]:
     The cluster loads in the background: `wait_until_ready`. Raises ModelError, ConfigError, LaunchError.
     """
     model = open_model(config)
+    memory_bytes = config.memory_bytes or free_memory_share(config.num_workers)
+    names = [f"worker-{index}" for index in range(config.num_workers)]
+    settings = coordinator_config(config, model)
+    check_it_fits(model, names, memory_bytes, settings.workload)
     with ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         transport = ZmqTransport("coordinator", KeyPair.generate(), encrypt=config.encrypt)
         stack.callback(transport.close)
         inbox = transport.open_inbox()
-        launcher = stack.enter_context(LocalLauncher(worker_command(config)))
-        names = [f"worker-{index}" for index in range(config.num_workers)]
+        launcher = stack.enter_context(LocalLauncher(worker_command(config, memory_bytes)))
         metrics = Metrics()
         coordinator = Coordinator(
             PipelineModel(model),
             launcher,
             transport,
             inbox,
-            coordinator_config(config, model),
-            ClusterState(names, time.monotonic()),
+            settings,
+            ClusterState(names, time.monotonic(), Deadlines(heartbeat_timeout_s=config.heartbeat_timeout_s)),
             metrics,
         )
         for name in names:
@@ -77,6 +92,8 @@ def embedded_cluster(config: ClusterConfig) -> Iterator[EmbeddedCluster]:
         client = CoordinatorClient(coordinator)
         stack.callback(client.stop, "the server stopped")
         client.start()
+        # The ending is short and every part of it has a deadline: a second Ctrl-C would only leave it half done.
+        stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
         yield EmbeddedCluster(model, client, metrics, coordinator.statistics)
 
 
@@ -102,20 +119,35 @@ def open_model(config: ClusterConfig) -> models.Model:
     return models.limit_context(model, context)
 
 
-def worker_command(config: ClusterConfig) -> Sequence[str]:
-    """How a local worker is started: its share of the cores and of the free memory are explicit."""
+def free_memory_share(num_workers: int) -> int:
+    """What one of the local workers may use when nothing was said."""
+    return int(psutil.virtual_memory().available * _MEMORY_SHARE / num_workers)
+
+
+def check_it_fits(model: models.Model, names: Sequence[str], memory_bytes: int, workload: WorkloadSpec) -> None:
+    """Ask the planner before any process is started. Raises InfeasiblePlanError.
+
+    What the workers measure later only changes the predicted times.
+    """
+    nodes = tuple(
+        NodeSpec(name=name, memory_bytes=memory_bytes, memory_bandwidth_bytes_per_s=_ANY_BANDWIDTH) for name in names
+    )
+    make_plan(model.footprint, ClusterSpec(nodes=nodes), workload)
+
+
+def worker_command(config: ClusterConfig, memory_bytes: int) -> Sequence[str]:
+    """How a local worker is started: its share of the cores and of the memory are explicit."""
     num_threads = config.num_threads or max(1, (os.cpu_count() or 1) // config.num_workers)
-    memory = config.memory_bytes or int(psutil.virtual_memory().available * _MEMORY_SHARE / config.num_workers)
     return [
         *(sys.executable, "-m", "butterfly", "worker", "--invitation", "-"),
-        *("--device", config.device, "--threads", str(num_threads), "--memory", str(memory)),
+        *("--device", config.device, "--threads", str(num_threads), "--memory", str(memory_bytes)),
         *(() if config.encrypt else ("--no-encrypt",)),
     ]
 
 
 def coordinator_config(config: ClusterConfig, model: models.Model) -> CoordinatorConfig:
     workload = WorkloadSpec(concurrency=config.max_num_sequences, context=model.spec.max_context)
-    return CoordinatorConfig(workload=workload, dtype=config.dtype)
+    return CoordinatorConfig(workload=workload, dtype=config.dtype, num_slots=config.num_slots)
 
 
 class PipelineModel:

@@ -1,35 +1,59 @@
-"""The command `butterfly`: errors are one line and a non-zero exit, never a traceback."""
+"""The command `butterfly`: errors are one line and a non-zero exit, never a traceback.
+
+Exit codes: 0 done, 1 an expected failure, 2 wrong usage, 130 Ctrl-C (SIGINT), 143 SIGTERM.
+"""
 
 from __future__ import annotations
 
-import difflib
 import os
 import signal
 import sys
+from difflib import get_close_matches
+from importlib import import_module
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
+from typer.core import TyperGroup
 
 from butterfly import __version__
-from butterfly.cli import chat, generate, serve, status, worker
 from butterfly.cli.console import console, print_error
 from butterfly.errors import ButterflyError
 
+COMMANDS = ("serve", "generate", "chat", "worker", "status")  # modules here, with a function of the same name
+
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
+
+
+class LazyCommands(TyperGroup):
+    """Imports a command when it is wanted: a worker does without the API, `status` without models."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # Any: typer keeps the type of its contexts private
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"butterfly.cli.{cmd_name}")
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(cmd_name)(getattr(module, cmd_name))
+        return typer.main.get_command(single)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in COMMANDS:
+            ctx.fail(f"unknown command {args[0]!r}: {_hint(args[0], COMMANDS, ctx)}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="butterfly",
+    cls=LazyCommands,
     help="Run one transformer over several ordinary machines.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("serve")(serve.serve)
-app.command("generate")(generate.generate)
-app.command("chat")(chat.chat)
-app.command("worker")(worker.worker)
-app.command("status")(status.status)
 
 
 def _print_version(wanted: bool) -> None:
@@ -38,13 +62,16 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        console.print(context.get_help(), markup=False, soft_wrap=True)
+        raise typer.Exit(2)
 
 
 def main() -> None:
@@ -53,35 +80,39 @@ def main() -> None:
     code = 1
     try:
         code = app(standalone_mode=False) or 0
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        code = 130
-    except click.exceptions.NoArgsIsHelpError as error:
-        console.print(error.format_message())
-        code = 2
-    except click.ClickException as error:
+    except (typer.Abort, KeyboardInterrupt):
+        code = _INTERRUPTED
+    except typer.TyperException as error:
         print_error(_explain(error))
         code = error.exit_code
     except ButterflyError as error:
         print_error(str(error))
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from here on it could only print a traceback
     sys.exit(code)
 
 
-def _explain(error: click.ClickException) -> str:
-    """The message of a usage error, with the nearest known option or command."""
-    message = error.format_message()
-    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
-        known = [name for parameter in error.ctx.command.params for name in parameter.opts]
-        near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"see {error.ctx.command_path} --help"
-        return f"unknown option {error.option_name}: {hint}"
-    return message
+def _explain(error: typer.TyperException) -> str:
+    """The message of a usage error, with the nearest known option."""
+    context = getattr(error, "ctx", None)
+    if context is None or not hasattr(error, "possibilities"):  # only an unknown option has possibilities
+        return error.format_message()
+    option: str = error.option_name
+    known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+    return f"unknown option {option}: {_hint(option, known, context)}"
+
+
+def _hint(word: str, known: tuple[str, ...] | list[str], context: typer.Context) -> str:
+    near = get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"see {context.command_path} --help"
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM unwinds like Ctrl-C, so that every `finally` runs."""
-    raise KeyboardInterrupt
+    """SIGTERM unwinds, so that every `finally` runs; what comes after it cannot interrupt that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(_TERMINATED)
 
 
 if __name__ == "__main__":

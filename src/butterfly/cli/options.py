@@ -27,6 +27,10 @@ Threads = Annotated[int, typer.Option(min=0, help="CPU threads per worker; 0 sha
 Memory = Annotated[str, typer.Option(help="Memory per worker, such as 300M or 4G; empty shares the free memory.")]
 Context = Annotated[int, typer.Option(min=0, help="Tokens of one request at most; 0 is the model's, up to 4096.")]
 MaxSequences = Annotated[int, typer.Option(min=1, help="Requests that run at once.")]
+Slots = Annotated[int, typer.Option(min=0, help="Steps in flight at once; 0: one per stage, 1: the plain loop.")]
+HeartbeatTimeout = Annotated[
+    float, typer.Option("--heartbeat-timeout", min=2.0, help="Seconds of silence after which a worker is given up.")
+]
 LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 Encrypt = Annotated[bool, typer.Option("--encrypt/--no-encrypt", help="Encrypt links between processes (CURVE).")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Tokens to generate at most.")]
@@ -55,6 +59,13 @@ def parse_dtype(text: str) -> ComputeDType:
     raise ConfigError(f"unknown dtype {text!r}: use auto, {', '.join(get_args(ComputeDType))}")
 
 
+def check_device(text: str) -> str:
+    """Raises ConfigError for what cannot be a device; whether it exists is for the worker to see."""
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", text) is None:
+        raise ConfigError(f"unknown device {text!r}: use auto, cpu, cuda or cuda:N")
+    return text
+
+
 def cluster_config(
     model: str, workers: int, device: str, dtype: str, threads: int, memory: str, context: int
 ) -> ClusterConfig:
@@ -62,7 +73,7 @@ def cluster_config(
     return ClusterConfig(
         model=model,
         num_workers=workers,
-        device=device,
+        device=check_device(device),
         dtype=parse_dtype(dtype),
         num_threads=threads,
         memory_bytes=parse_bytes(memory) if memory else 0,

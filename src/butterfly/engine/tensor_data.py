@@ -7,7 +7,6 @@ resident memory is what it materialised.
 from __future__ import annotations
 
 import mmap
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,7 +89,7 @@ def _generate(entry: TensorEntry, start: int, end: int) -> Bytes:
 def _generate_granule(entry: TensorEntry, granule: int) -> Bytes:
     num_rows, row_bytes = row_layout(entry)
     rows = min(_GENERATED_ROWS, num_rows - granule * _GENERATED_ROWS)
-    rng = np.random.Generator(np.random.Philox(key=[entry.seed, zlib.crc32(entry.name.encode()) << 32 | granule]))
+    rng = np.random.Generator(np.random.Philox(key=[entry.seed, granule]))
     if len(entry.shape) == 1:
         return _as_stored(entry, np.full((1, entry.shape[0]), 1.0 if "norm" in entry.name else 0.0, np.float32))
     spread = entry.shape[1] ** -0.5  # keeps activations near one whatever the width

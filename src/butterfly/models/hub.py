@@ -83,7 +83,7 @@ def download(repo: str, file: str | None, progress: Progress | None = None) -> P
     for name in names:
         try:
             bar = done.bar_class(sizes[name])
-            local = Path(huggingface_hub.hf_hub_download(repo, name, revision=info.sha, tqdm_class=bar))
+            local = Path(huggingface_hub.hf_hub_download(repo, name, tqdm_class=bar))
         except failures as error:
             raise ModelNotFoundError(f"{repo}: cannot download {name}: {_first_line(error)}") from error
         done.finish(sizes[name])

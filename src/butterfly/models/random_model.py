@@ -1,11 +1,12 @@
 """`random:FAMILY,key=value,...`: a model of any family and size whose weights are generated, not read.
 
-For benchmarks and tests. The bytes come from (seed, tensor name) and are made by the engine; here are
-only the figures, so that a model of any size opens at once.
+For benchmarks and tests. The bytes come from a seed per tensor, hashed from the model's seed and the name, and
+are made by the engine; here are only the figures, so that a model of any size opens at once.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -126,7 +127,14 @@ def _entry(canonical: str, shape: tuple[int, ...], bits: int, seed: int) -> Tens
     matrix = _EMBEDDING_STORAGE[bits] if canonical == EMBEDDING else _MATRIX_STORAGE[bits]
     storage = matrix if len(shape) > 1 else "F32"
     num_bytes = storage_bytes(storage, shape, f"random tensor {canonical}")
-    return TensorEntry(name=canonical, storage=storage, shape=shape, num_bytes=num_bytes, seed=seed)
+    return TensorEntry(
+        name=canonical, storage=storage, shape=shape, num_bytes=num_bytes, seed=_tensor_seed(seed, canonical)
+    )
+
+
+def _tensor_seed(seed: int, name: str) -> int:
+    """Return 64 bits that differ for every tensor of every model, and stay the same for ever."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "little")
 
 
 def byte_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:

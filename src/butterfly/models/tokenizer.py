@@ -38,7 +38,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._piece_bytes, self._strips_first_space = _piece_decoder(backend.decoder)
-        spell = str.encode if self._piece_bytes is _byte_level_bytes else _sentencepiece_bytes
+        spell = str.encode if self._piece_bytes is _byte_level_bytes else self._piece_bytes
         self._added_bytes = {token_id: spell(token.content) for token_id, token in added.items()}
         self._bytes_of_id: dict[int, bytes] = {}
 
@@ -133,10 +133,15 @@ def _sentencepiece_bytes(piece: str) -> bytes:
     return piece.replace(SPACE_MARK, " ").encode()
 
 
+def _word_bytes(piece: str) -> bytes:
+    """Without a decoder the library sets spaces between the tokens."""
+    return b" " + piece.encode()
+
+
 def _piece_decoder(decoder: Any) -> tuple[Callable[[str], bytes], bool]:
     """Return how a piece becomes bytes, and whether one space at the very start is dropped."""
     if decoder is None:
-        raise UnsupportedModelError("the tokenizer has no decoder")
+        return _word_bytes, True
     parts = list(_flat_decoders(json.loads(decoder.__getstate__())))
     kinds = {part["type"] for part in parts}
     if kinds == {"ByteLevel"}:

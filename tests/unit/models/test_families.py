@@ -38,7 +38,7 @@ SIZES: dict[str, Any] = {
 
 ROWS = {
     "llama": lambda: transformers.LlamaConfig(**SIZES, rope_parameters={"rope_theta": 5e5, **LLAMA3}),
-    "llama-qkv": lambda: transformers.LlamaConfig(**SIZES, tie_word_embeddings=True, head_dim=32),
+    "llama-tied": lambda: transformers.LlamaConfig(**SIZES, tie_word_embeddings=True, head_dim=32),
     "llama-linear": lambda: transformers.LlamaConfig(
         **SIZES, rope_parameters={"rope_theta": 1e4, "rope_type": "linear", "factor": 4.0}
     ),
@@ -79,7 +79,8 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
 def inverse_frequencies(rope: Any) -> torch.Tensor:
     exponents = torch.arange(0, rope.dim, 2, dtype=torch.float64) / rope.dim
     divisors = torch.tensor(rope.freq_divisors or [1.0] * (rope.dim // 2), dtype=torch.float64)
-    return 1.0 / (rope.theta**exponents * divisors)
+    frequencies: torch.Tensor = 1.0 / (rope.theta**exponents * divisors)
+    return frequencies
 
 
 @pytest.mark.parametrize("row", ROWS)

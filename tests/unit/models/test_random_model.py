@@ -26,7 +26,7 @@ def test_keys_set_what_they_say() -> None:
     assert (spec.hidden_size, spec.num_layers, spec.num_heads, spec.num_kv_heads) == (128, 3, 8, 2)
     assert (spec.head_dim, spec.intermediate_size, spec.vocab_size, spec.max_context) == (32, 64, 300, 99)
     assert {layer.window for layer in spec.layers} == {7}
-    assert {entry.seed for entry in model.tensors.values()} == {5}
+    assert len({entry.seed for entry in model.tensors.values()}) == len(model.tensors)
     assert model.tensors["layers.0.q"].shape == (256, 128)
 
 
@@ -62,7 +62,7 @@ def test_gemma_alternates_windows() -> None:
         ("random:llama,layers=0", "layers must be at least 1"),
         ("random:llama,bits=5", "bits is 5; one of 4, 8, 16, 32"),
         ("random:llama,vocab=255", "at least 256"),
-        ("random:llama,heads=6,kv_heads=4", "cannot share"),
+        ("random:llama,heads=8,kv_heads=3", "cannot share"),
         ("random:llama,heads=512,hidden=256", "head_dim is 0"),
         ("random:llama,head_dim=33", "even"),
         ("random:llama,hidden=72,heads=4,bits=4", "no whole"),

@@ -91,5 +91,5 @@ def test_an_unsupported_type_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
-    with pytest.raises(ModelFormatError, match="neither model.safetensors nor"):
+    with pytest.raises(ModelFormatError, match=r"neither model\.safetensors nor"):
         read_safetensors_folder(tmp_path)
