@@ -15,7 +15,15 @@ from butterfly.communication import KeyPair, ZmqTransport
 from butterfly.errors import WorkerError
 from butterfly.messages import Load, TensorHeader
 from butterfly.specs import LayerSpec, ModelSpec, SampledToken, StepPlan
-from butterfly.worker import Deadlines, HiddenState, NodeResources, StageOutput, read_invitation, run_worker
+from butterfly.worker import (
+    Deadlines,
+    HiddenState,
+    NodeResources,
+    StageOutput,
+    hold_lifeline,
+    read_invitation,
+    run_worker,
+)
 from butterfly.worker.stage import Progress
 
 HIDDEN_SIZE = 4
@@ -123,6 +131,9 @@ RESOURCES = NodeResources(host="test", device="cpu", memory_bytes=1 << 30, memor
 
 def main(options: dict[str, str]) -> int:
     invitation = read_invitation("-")
+    launched = options.get("launched", "1") == "1"
+    if launched:
+        hold_lifeline()
     keys = KeyPair(invitation.public_key, invitation.secret_key)
     with closing(ZmqTransport(invitation.name, keys)) as transport:
         return run_worker(
@@ -130,7 +141,7 @@ def main(options: dict[str, str]) -> int:
             transport,
             ArithmeticStageFactory(),
             RESOURCES,
-            launched=options.get("launched", "1") == "1",
+            launched=launched,
             deadlines=Deadlines(
                 join_s=float(options.get("join_s", "10")),
                 coordinator_silence_s=float(options.get("silence_s", "10")),

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from butterfly.engine.attention import attend
 from butterfly.engine.decoder import ACTIVATIONS, RMSNorm
+from butterfly.engine.kv_cache import KVCache, Slab
 from butterfly.engine.linear import DenseLinear, Linear, PackedLinear
 from butterfly.engine.quantization import unpack
 from butterfly.engine.rope import Rope
@@ -30,7 +31,7 @@ SHAPES = [
     (2048, 5632),
 ]
 HEADS = [(9, 3, 64), (4, 1, 256), (32, 4, 64), (4, 4, 32)]
-QUICK = settings(max_examples=25, deadline=None)
+QUICK = settings(max_examples=15, deadline=None)
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -68,6 +69,14 @@ def test_linear_rows_do_not_depend_on_their_company(kind: str, shape: tuple[int,
     assert torch.equal(linear(x[rows].contiguous()), expected[rows])
 
 
+def slab_of(num_kv_heads: int, head_dim: int, length: int, capacity: int, dtype: torch.dtype = torch.bfloat16) -> Slab:
+    cache = KVCache(1, num_kv_heads, head_dim, max_context=capacity, device=torch.device("cpu"), dtype=dtype)
+    slab = cache.extend(0, 0, length)
+    keys, values = randn(length, num_kv_heads, head_dim, seed=3), randn(length, num_kv_heads, head_dim, seed=4)
+    slab.write(0, 0, keys.to(dtype), values.to(dtype))
+    return slab
+
+
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("window", [None, 100])
 @QUICK
@@ -75,36 +84,72 @@ def test_linear_rows_do_not_depend_on_their_company(kind: str, shape: tuple[int,
 def test_attention_does_not_depend_on_the_chunking(
     heads: tuple[int, int, int], window: int | None, data: st.DataObject
 ) -> None:
-    num_heads, num_kv_heads, head_dim = heads
-    length = 420
-    keys, values = randn(num_kv_heads, 512, head_dim, seed=3), randn(num_kv_heads, 512, head_dim, seed=4)
-    q_THD = randn(length, num_heads, head_dim, seed=5) * head_dim**-0.5
-    expected = attend(q_THD, keys, values, 0, window)
-    start = data.draw(st.integers(0, length - 1))
+    _, num_kv_heads, head_dim = heads
+    length = 700
+    slab, q_THD, expected = attention_case(heads, window, length)
+    start = data.draw(st.one_of(st.integers(0, length - 1), st.sampled_from([0, 1, 2, 63, 64, 511, 512, 513, 699])))
     num_tokens = data.draw(st.one_of(st.just(1), st.integers(1, length - start)))
+    # What a chunk sees: the cache filled up to its own end, and nothing but zeros behind.
+    known = slab_of(num_kv_heads, head_dim, start + num_tokens, 1024)
+    known.write(0, 0, *tokens_of(slab, start + num_tokens))
     rows = slice(start, start + num_tokens)
-    assert torch.equal(attend(q_THD[rows], keys, values, start, window), expected[rows])
+    assert torch.equal(attend(q_THD[rows], known.keys[0], known.values[0], start, window), expected[rows])
+
+
+@pytest.mark.parametrize("heads", [(4, 1, 256), (9, 3, 64), (8, 8, 64), (32, 8, 128)], ids=str)
+@pytest.mark.parametrize("window", [None, 512])
+def test_attention_over_long_contexts_does_not_depend_on_the_chunking(
+    heads: tuple[int, int, int], window: int | None
+) -> None:
+    """Past about 1024 columns the library splits a product by its shape; ours must not show it."""
+    num_heads, num_kv_heads, head_dim = heads
+    length = 4200
+    slab = slab_of(num_kv_heads, head_dim, length, 4224)
+    q_THD = (randn(length, num_heads, head_dim, seed=5).float() * head_dim**-0.5).bfloat16()
+    for start, num_tokens in [(1023, 1), (1024, 1), (1500, 40), (2047, 2), (4096, 1), (4199, 1)]:
+        known = slab_of(num_kv_heads, head_dim, start + num_tokens, 4224)
+        known.write(0, 0, *tokens_of(slab, start + num_tokens))
+        alone = attend(q_THD[start : start + num_tokens], known.keys[0], known.values[0], start, window)
+        before = start - 30  # the same rows, behind others
+        together = attend(q_THD[before : start + num_tokens + 30], slab.keys[0], slab.values[0], before, window)
+        assert torch.equal(alone, together[30 : 30 + num_tokens])
+
+
+@cache
+def attention_case(
+    heads: tuple[int, int, int], window: int | None, length: int
+) -> tuple[Slab, torch.Tensor, torch.Tensor]:
+    """A full cache, the queries of all its tokens, and what they attend to in one prefill."""
+    num_heads, num_kv_heads, head_dim = heads
+    slab = slab_of(num_kv_heads, head_dim, length, length + 24)
+    q_THD = (randn(length, num_heads, head_dim, seed=5).float() * head_dim**-0.5).bfloat16()
+    return slab, q_THD, attend(q_THD, slab.keys[0], slab.values[0], 0, window)
+
+
+def tokens_of(slab: Slab, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first tokens of a slab: keys and values [T, K, D]."""
+    keys_KDC = slab.keys[0].permute(1, 2, 0, 3).flatten(2)
+    return keys_KDC[..., :count].permute(2, 0, 1), slab.values[0][:, :count].transpose(0, 1)
 
 
 def test_attention_is_the_textbook_formula() -> None:
     for window in (None, 50):
-        q_THD, keys, values = (
-            randn(90, 4, 32).float(),
-            randn(2, 90, 32, seed=1).float(),
-            randn(2, 90, 32, seed=2).float(),
-        )
-        visible = torch.ones(90, 90, dtype=torch.bool).tril()
+        length = 600
+        slab = slab_of(2, 32, length, length, torch.float32)
+        keys, values = tokens_of(slab, length)
+        q_THD = randn(length, 4, 32).float()
+        visible = torch.ones(length, length, dtype=torch.bool).tril()
         if window is not None:
-            visible &= torch.ones(90, 90, dtype=torch.bool).triu(1 - window)
+            visible &= torch.ones(length, length, dtype=torch.bool).triu(1 - window)
         expected = F.scaled_dot_product_attention(
             q_THD.transpose(0, 1),
-            keys.repeat_interleave(2, 0),
-            values.repeat_interleave(2, 0),
+            keys.transpose(0, 1).repeat_interleave(2, 0),
+            values.transpose(0, 1).repeat_interleave(2, 0),
             visible,
             scale=1.0,
         )
-        actual = attend(q_THD, keys, values, 0, window)
-        torch.testing.assert_close(actual, expected.transpose(0, 1).reshape(90, -1), atol=1e-5, rtol=1e-5)
+        actual = attend(q_THD, slab.keys[0], slab.values[0], 0, window)
+        torch.testing.assert_close(actual, expected.transpose(0, 1).reshape(length, -1), atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("width", [64, 256, 576, 640, 2048, 4096])
@@ -143,18 +188,13 @@ def test_linear_does_not_depend_on_the_number_of_threads(kind: str, shape: tuple
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_attention_does_not_depend_on_the_number_of_threads(heads: tuple[int, int, int]) -> None:
-    num_heads, num_kv_heads, head_dim = heads
-    keys, values = randn(num_kv_heads, 512, head_dim, seed=3), randn(num_kv_heads, 512, head_dim, seed=4)
-    q_THD = randn(200, num_heads, head_dim, seed=5) * head_dim**-0.5
+    slab, q_THD, expected = attention_case(heads, None, 700)
     before = torch.get_num_threads()
     try:
-        outputs = []
         for num_threads in (1, 2, 3):
             torch.set_num_threads(num_threads)
-            outputs.append(
-                torch.cat([attend(q_THD, keys, values, 250, None), attend(q_THD[:1], keys, values, 500, 100)])
-            )
+            for start, end in ((0, 700), (300, 301), (699, 700)):
+                actual = attend(q_THD[start:end], slab.keys[0], slab.values[0], start, None)
+                assert torch.equal(actual, expected[start:end])
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(outputs[0], outputs[1])
-    assert torch.equal(outputs[0], outputs[2])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from typing import Annotated
 
+import msgspec
 import typer
 
 from butterfly.cli.console import console, errors, print_error, set_up_logging
@@ -25,7 +27,7 @@ from butterfly.cli.options import (
     Workers,
     cluster_config,
 )
-from butterfly.cli.prompting import make_sampling, stream_answer
+from butterfly.cli.prompting import Answer, make_sampling, stream_answer
 from butterfly.errors import ConfigError, RequestError
 from butterfly.specs import SamplingSpec
 
@@ -48,6 +50,7 @@ def chat(
     """Talk to MODEL. Ctrl-C stops an answer; /new starts over; /exit or Ctrl-D leaves."""
     set_up_logging(log_level)
     config = cluster_config(model, workers, device, dtype, threads, memory, context)
+    config = msgspec.structs.replace(config, max_num_sequences=1)
     with embedded_cluster(config) as cluster:
         if cluster.model.chat_template is None:
             raise ConfigError(f"{model} has no chat template; use `butterfly generate {model} --raw` instead")
@@ -65,32 +68,36 @@ def converse(cluster: EmbeddedCluster, system: str, max_tokens: int, sampling: S
         if line == "/new":
             messages = list(opening)
         elif line:
-            messages.append({"role": "user", "content": line})
-            messages.append({"role": "assistant", "content": answer(cluster, messages, max_tokens, sampling)})
+            question = {"role": "user", "content": line}
+            text = answer_text(cluster, [*messages, question], max_tokens, sampling)
+            if text:  # what was refused or stopped at once leaves no trace in the conversation
+                messages += [question, {"role": "assistant", "content": text}]
 
 
 def read_line() -> str | None:
     """The next line, or None when the user leaves."""
     try:
-        line = console.input("[bold]> [/bold]").strip()
+        line = input("> " if sys.stdin.isatty() else "").strip()
     except (EOFError, KeyboardInterrupt):
         return None
     return None if line in ("/exit", "/quit") else line
 
 
-def answer(cluster: EmbeddedCluster, messages: list[dict[str, str]], max_tokens: int, sampling: SamplingSpec) -> str:
-    """Stream one answer and return its text; what was stopped or refused is an empty or partial one."""
+def answer_text(
+    cluster: EmbeddedCluster, messages: list[dict[str, str]], max_tokens: int, sampling: SamplingSpec
+) -> str:
+    """Stream one answer and return its text; what was stopped is a partial one."""
     assert cluster.model.chat_template is not None
-    text = ""
+    answer = Answer()
     try:
         prompt = cluster.model.chat_template.render(messages)
         token_ids = cluster.model.tokenizer.encode(prompt, add_special_tokens=False)
-        text = asyncio.run(stream_answer(cluster, token_ids, max_tokens, sampling)).text
+        asyncio.run(stream_answer(cluster, token_ids, max_tokens, sampling, answer))
     except KeyboardInterrupt:
         console.print()
     except RequestError as error:
         print_error(str(error))
-    return text
+    return answer.text
 
 
 with contextlib.suppress(ImportError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
+import msgspec
 import typer
 
 from butterfly.cli.console import errors, format_bytes, set_up_logging
@@ -19,6 +20,7 @@ from butterfly.cli.options import (
     MinP,
     ModelArgument,
     Seed,
+    Slots,
     Temperature,
     Threads,
     TopK,
@@ -26,12 +28,12 @@ from butterfly.cli.options import (
     Workers,
     cluster_config,
 )
-from butterfly.cli.prompting import Answer, make_sampling, stream_answer
+from butterfly.cli.prompting import Answer, check_it_fits, make_sampling, stream_answer
 
 
 def generate(
     model: ModelArgument,
-    prompt: Annotated[str, typer.Argument(help="What to answer (or, with --raw, to continue).")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to answer (or, with --raw, to continue).")],
     workers: Workers = 1,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")] = False,
     system: Annotated[str, typer.Option(help="System message, when the model has a chat template.")] = "",
@@ -47,16 +49,20 @@ def generate(
     threads: Threads = 0,
     memory: Memory = "",
     context: Context = 0,
+    slots: Slots = 0,
     log_level: LogLevel = "warning",
 ) -> None:
     """Answer one PROMPT on the terminal. Models without a chat template continue the text."""
     set_up_logging(log_level)
     config = cluster_config(model, workers, device, dtype, threads, memory, context)
+    config = msgspec.structs.replace(config, num_slots=slots, max_num_sequences=1)
     with embedded_cluster(config) as cluster:
         token_ids = prompt_tokens(cluster, prompt, system, raw)
+        check_it_fits(token_ids, cluster.model.spec.max_context)
         sampling = make_sampling(temperature, top_k, top_p, min_p, seed)
         cluster.wait_until_ready()
-        answer = asyncio.run(stream_answer(cluster, token_ids, max_tokens, sampling))
+        answer = Answer(num_prompt_tokens=len(token_ids))
+        asyncio.run(stream_answer(cluster, token_ids, max_tokens, sampling, answer))
         if stats:
             print_stats(cluster, answer)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from types import FrameType
@@ -95,15 +96,14 @@ def main() -> None:
 
 def _explain(error: typer.TyperException) -> str:
     """The message of a usage error, with the nearest known option."""
-    context = getattr(error, "ctx", None)
-    if context is None or not hasattr(error, "possibilities"):  # only an unknown option has possibilities
+    if not hasattr(error, "possibilities"):  # which only that of an unknown option has; its class is private
         return error.format_message()
-    option: str = error.option_name
-    known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
-    return f"unknown option {option}: {_hint(option, known, context)}"
+    unknown: Any = error
+    options = [name for parameter in unknown.ctx.command.params for name in parameter.opts if name.startswith("--")]
+    return f"unknown option {unknown.option_name}: {_hint(unknown.option_name, options, unknown.ctx)}"
 
 
-def _hint(word: str, known: tuple[str, ...] | list[str], context: typer.Context) -> str:
+def _hint(word: str, known: Sequence[str], context: typer.Context) -> str:
     near = get_close_matches(word, known, n=1)
     return f"did you mean {near[0]}?" if near else f"see {context.command_path} --help"
 

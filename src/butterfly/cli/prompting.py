@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from butterfly.cli.console import console
 from butterfly.cli.embedded import EmbeddedCluster
-from butterfly.errors import RequestFailedError
+from butterfly.errors import ContextLengthError, RequestFailedError
 from butterfly.specs import Request, SamplingSpec
 
 
@@ -36,10 +37,27 @@ def make_sampling(temperature: float, top_k: int, top_p: float, min_p: float, se
     return SamplingSpec(seed=drawn, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
 
 
+def check_it_fits(prompt_token_ids: Sequence[int], max_context: int) -> None:
+    """Refuse at once what the scheduler would refuse after the model is loaded. Raises ContextLengthError."""
+    if len(prompt_token_ids) >= max_context:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt_token_ids)} tokens, but the context of {max_context} tokens "
+            "must hold it and at least one more",
+            "prompt",
+        )
+
+
 async def stream_answer(
-    cluster: EmbeddedCluster, prompt_token_ids: list[int], max_tokens: int, sampling: SamplingSpec
-) -> Answer:
-    """Generate and print as it comes. Raises RequestError when refused, RequestFailedError when it fails."""
+    cluster: EmbeddedCluster,
+    prompt_token_ids: Sequence[int],
+    max_tokens: int,
+    sampling: SamplingSpec,
+    answer: Answer,
+) -> None:
+    """Generate into `answer` and print as it comes; what was there when something is raised stays in it.
+
+    Raises RequestError when refused, RequestFailedError when it fails.
+    """
     request = Request(
         request_id=secrets.token_hex(8),
         prompt_token_ids=tuple(prompt_token_ids),
@@ -47,7 +65,6 @@ async def stream_answer(
         sampling=sampling,
         stop_token_ids=cluster.model.eos_token_ids,
     )
-    answer = Answer(num_prompt_tokens=len(prompt_token_ids))
     text = cluster.model.tokenizer.stream()
     started_s = time.monotonic()
     async for output in await cluster.client.submit(request):
@@ -58,11 +75,11 @@ async def stream_answer(
         if output.finish_reason == "error":
             raise RequestFailedError(output.error, request.request_id)
     _print_piece(answer, text.flush())
-    console.print()
-    return answer
+    _print_piece(answer, "", end="\n")
 
 
-def _print_piece(answer: Answer, piece: str) -> None:
+def _print_piece(answer: Answer, piece: str, end: str = "") -> None:
+    """Past `console.print`, which would expand tabs and drop what it takes for control codes."""
     answer.text += piece
-    console.print(piece, end="", markup=False, soft_wrap=True)
+    console.file.write(piece + end)
     console.file.flush()

@@ -17,15 +17,20 @@ from butterfly.cli.options import (
     Device,
     DType,
     Encrypt,
+    HeartbeatTimeout,
     LogLevel,
     MaxSequences,
     Memory,
     ModelArgument,
+    Slots,
     Threads,
     Workers,
     cluster_config,
 )
+from butterfly.errors import LaunchError
 from butterfly.specs import ClusterStatus
+
+_GRACE_S = 2  # for answers under way when the server is told to stop
 
 
 def serve(
@@ -40,17 +45,25 @@ def serve(
     memory: Memory = "",
     context: Context = 0,
     max_sequences: MaxSequences = 8,
+    slots: Slots = 0,
     encrypt: Encrypt = True,
+    heartbeat_timeout: HeartbeatTimeout = 10.0,
     log_level: LogLevel = "warning",
 ) -> None:
     """Serve MODEL through an OpenAI-compatible API, its layers spread over local workers."""
     set_up_logging(log_level)
     config = cluster_config(model, workers, device, dtype, threads, memory, context)
-    config = msgspec.structs.replace(config, max_num_sequences=max_sequences, encrypt=encrypt)
+    config = msgspec.structs.replace(
+        config,
+        max_num_sequences=max_sequences,
+        num_slots=slots,
+        encrypt=encrypt,
+        heartbeat_timeout_s=heartbeat_timeout,
+    )
     with closing(BoundPort(host, port)) as bound, embedded_cluster(config) as cluster:
         served = served_model(cluster, served_name, model)
         app = create_app(cluster.client, served, metrics=cluster.metrics)
-        with ApiServer(app, bound):
+        with ApiServer(app, bound, grace_s=_GRACE_S):
             status = cluster.wait_until_ready()
             announce(status, served, bound.url)
             wait_for_the_end(cluster)
@@ -88,7 +101,10 @@ def announce(status: ClusterStatus, served: ServedModel, url: str) -> None:
 
 
 def wait_for_the_end(cluster: EmbeddedCluster) -> None:
-    """Return never, but by Ctrl-C or SIGTERM. A failed cluster stays up to tell clients why."""
+    """Wait for Ctrl-C or SIGTERM. A failed cluster stays up to tell clients why.
+
+    Raises LaunchError when the coordinator itself ends: nobody could be told anything any more.
+    """
     was_ready = True
     while cluster.client.is_alive:
         status = cluster.client.status()
@@ -96,3 +112,4 @@ def wait_for_the_end(cluster: EmbeddedCluster) -> None:
             print_error(f"{status.detail}; requests are refused until the server is started again")
             was_ready = False
         time.sleep(0.2)
+    raise LaunchError("the coordinator stopped on an internal error; its traceback stands above")

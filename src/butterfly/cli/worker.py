@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from contextlib import closing
 from typing import Annotated
 
@@ -23,19 +25,31 @@ def worker(
 ) -> None:
     """Join a coordinator and run one stage of its model. `butterfly serve` starts local workers itself."""
     set_up_logging(log_level)
-    import torch  # here: no other command needs torch, and they start in a fraction of its time
+    from butterfly.worker import hold_lifeline, read_invitation
+
+    invited = read_invitation(invitation)
+    launched = invitation == "-"
+    if launched:
+        hold_lifeline()  # before torch: its import takes seconds, and who started us may be gone by then
+    import torch  # here: no other command needs it
 
     from butterfly.communication import KeyPair, ZmqTransport
     from butterfly.engine import resolve_device
-    from butterfly.worker import measure_resources, read_invitation, run_worker
+    from butterfly.worker import measure_resources, run_worker
     from butterfly.worker.engine_stage import EngineStageFactory
 
-    invited = read_invitation(invitation)
     if threads:
         torch.set_num_threads(threads)
     target = resolve_device(device)
     resources = measure_resources(str(target), parse_bytes(memory) if memory else None)
     keys = KeyPair(public_key=invited.public_key, secret_key=invited.secret_key)
     with closing(ZmqTransport(invited.name, keys, encrypt=encrypt)) as transport:
-        code = run_worker(invited, transport, EngineStageFactory(target), resources, launched=invitation == "-")
-    raise typer.Exit(code)
+        code = run_worker(invited, transport, EngineStageFactory(target), resources, launched=launched)
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """End without taking the interpreter down: everything is closed, and torch alone would need half a second."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable
 
@@ -53,6 +54,7 @@ class Coordinator:
         self._heard_s: dict[str, float] = {}  # when each worker last sent anything
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopped = False
+        self._lock = threading.Lock()  # no command may slip in between the last look at them and the end
         self._next_tick_s = 0.0
         self._status = self._snapshot()
 
@@ -60,9 +62,10 @@ class Coordinator:
 
     def post(self, command: Callable[[], None]) -> None:
         """Run `command` on the coordinator's thread soon. Raises NotReadyError when it has stopped."""
-        if self._stopped:
-            raise NotReadyError("the coordinator has stopped")
-        self._commands.put(command)
+        with self._lock:
+            if self._stopped:
+                raise NotReadyError("the coordinator has stopped")
+            self._commands.put(command)
         self._inbox.wake()
 
     def status(self) -> ClusterStatus:
@@ -86,7 +89,8 @@ class Coordinator:
                     self._issue_steps(self._serving)
                 self._receive(_TICK_S)
         finally:
-            self._stopped = True
+            with self._lock:
+                self._stopped = True
             self._end_requests("the server stopped")
             self._run_commands()
             self._pipeline.close()
@@ -117,7 +121,7 @@ class Coordinator:
                     now_s=now_s,
                     worker=ended.name,
                     returncode=ended.returncode,
-                    detail=ended.output_tail.rpartition("\n")[2],
+                    detail=ended.output_tail.rpartition("\n")[2].removeprefix("error: "),
                 )
             )
         if self._serving is not None:

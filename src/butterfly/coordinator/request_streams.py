@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 from butterfly.specs import Request, RequestOutput
 
@@ -63,5 +64,5 @@ class RequestStream:
             self._accepted.set_exception(error)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop was closed: its owner was interrupted, and nobody waits any more
             self._loop.call_soon_threadsafe(function, *arguments)

@@ -55,6 +55,8 @@ class Serving:
     def finish_step(self, result: StepResult, now_s: float) -> None:
         """Take in a step's samples and deliver what they add to each request."""
         outputs = self._scheduler.update(result)
+        if result.step_id not in self._sent:  # a worker repeats itself
+            return
         self.has_free_slot = True
         step, sent_s = self._sent.pop(result.step_id)
         self._metrics.step_finished(result.timings, now_s - sent_s)

@@ -106,9 +106,8 @@ class DecoderLayer:
         q_MHD, k_MKD, v_MKD = self._project(x, batch)
         mixed = []
         for first, num_tokens, start, slab in batch.sequences:
-            rows, positions = slice(first, first + num_tokens), slice(start, start + num_tokens)
-            slab.keys[slot][:, positions] = k_MKD[rows].transpose(0, 1)
-            slab.values[slot][:, positions] = v_MKD[rows].transpose(0, 1)
+            rows = slice(first, first + num_tokens)
+            slab.write(slot, start, k_MKD[rows], v_MKD[rows])
             mixed.append(attend(q_MHD[rows], slab.keys[slot], slab.values[slot], start, self._layer.window))
         return self._output(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 

@@ -12,6 +12,7 @@ in tests/unit/worker; a new resource to announce is one field in `resources` and
 """
 
 from butterfly.worker.invitation import encode_invitation, read_invitation, write_invitation
+from butterfly.worker.lifeline import hold_lifeline
 from butterfly.worker.loop import Deadlines
 from butterfly.worker.process import run_worker
 from butterfly.worker.resources import NodeResources, measure_resources
@@ -25,6 +26,7 @@ __all__ = [
     "StageFactory",
     "StageOutput",
     "encode_invitation",
+    "hold_lifeline",
     "measure_resources",
     "read_invitation",
     "run_worker",

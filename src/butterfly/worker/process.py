@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager, suppress
 from butterfly.communication import Transport
 from butterfly.errors import ButterflyError
 from butterfly.messages import Invitation
-from butterfly.worker.lifeline import hold_lifeline
 from butterfly.worker.loop import Deadlines, WorkerLoop
 from butterfly.worker.resources import NodeResources
 from butterfly.worker.stage import StageFactory
@@ -32,12 +31,10 @@ def run_worker(
     """Work for the coordinator of the invitation until told to stop; return the exit code.
 
     0 after Shutdown, SIGTERM or (started by hand) SIGINT; 1, with one line on standard error, when the
-    coordinator cannot be joined or falls silent, or on a bug. `launched` says that a launcher holds our
-    standard input and handles Ctrl-C: SIGINT is ignored, and the end of standard input ends the process.
+    coordinator cannot be joined or falls silent, or on a bug. `launched` says that a launcher handles
+    Ctrl-C: SIGINT is ignored. (It also holds our standard input: see `hold_lifeline`.)
     Everything opened here is closed; the transport itself remains its maker's to close.
     """
-    if launched:
-        hold_lifeline()
     try:
         worker = WorkerLoop(invitation, transport, stage_factory, resources, deadlines)
         with _signals_to(worker.request_stop, ignore_interrupt=launched), closing(worker):
