@@ -11,11 +11,12 @@ WORKERS ?= 3
 PORT ?= 8000
 TESTS ?= tests
 
-.PHONY: help install serve test check fmt clean
+.PHONY: help install serve test test-full check fmt clean
 
 help:
 	@echo "make serve    install, then serve SmolLM2-135M-Instruct over three workers on 127.0.0.1:$(PORT)"
 	@echo "make test     install, then run every test   (TESTS=tests/unit for a part)"
+	@echo "make test-full  the same with the exactness tests at full size, half an hour"
 	@echo "make check    ruff, mypy strict, import contracts"
 	@echo "make fmt      format and fix what ruff can"
 	@echo "make install  only the virtual environment, with everything"
@@ -40,6 +41,9 @@ serve: $(STAMP)
 
 test: $(STAMP) $(MODELS)
 	$(BIN)/python -m pytest $(TESTS)
+
+test-full: $(STAMP) $(MODELS)
+	$(BIN)/python -m pytest $(TESTS) --full
 
 check: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks

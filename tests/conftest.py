@@ -12,6 +12,10 @@ import pytest
 _GRACE_S = 2.0  # what was told to stop just before the test ended may still be on its way out
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="the exactness tests at their full size: half an hour more")
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_over() -> Iterator[None]:
     """Fail a test that leaves a process or a thread behind.

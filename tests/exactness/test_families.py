@@ -89,7 +89,7 @@ def tiny_tokenizer() -> Any:
     return tokenizer
 
 
-@pytest.mark.parametrize("chunk", [None, 5, 1])
+@pytest.mark.parametrize("chunk", [None, 5])
 def test_logits_equal_those_of_transformers(saved: tuple[Path, Any], chunk: int | None) -> None:
     folder, oracle = saved
     pipeline = LocalPipeline(open_model(str(folder), dtype="float32"), dtype="float32")
@@ -100,7 +100,7 @@ def test_logits_equal_those_of_transformers(saved: tuple[Path, Any], chunk: int 
     assert (actual - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("num_stages", [1, 2, 3, 6])
+@pytest.mark.parametrize("num_stages", [1, 3])
 def test_greedy_tokens_equal_those_of_transformers(saved: tuple[Path, Any], num_stages: int) -> None:
     folder, oracle = saved
     model = open_model(str(folder), dtype="float32")
