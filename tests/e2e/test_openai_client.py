@@ -10,7 +10,7 @@ from tests.support.product import Server, eventually
 
 from butterfly.monitoring.metrics import METRICS
 
-SKY = Question("Why is the sky blue?", max_tokens=40)
+SKY = Question("Why is the sky blue?")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def alone(client: openai.OpenAI) -> list[Answer]:
 def test_a_streamed_chat_answer_is_sensible(client: openai.OpenAI) -> None:
     answer = ask(client, SKY)
     assert answer.finish_reason == "length"
-    assert answer.num_deltas > 20  # it came in pieces
+    assert answer.num_deltas > 12  # it came in pieces
     assert "sky" in answer.text.lower()
 
 
@@ -32,7 +32,7 @@ def test_a_model_that_stops_says_so(client: openai.OpenAI) -> None:
     assert answer.text.strip()
 
 
-@pytest.mark.parametrize("question", [SKY, Question("Tell me a story.", temperature=0.8, seed=42)])
+@pytest.mark.parametrize("question", [SKY, Question("Tell me a story.", 12, temperature=0.8, seed=42)])
 def test_a_whole_answer_equals_the_streamed_one(client: openai.OpenAI, question: Question) -> None:
     whole = client.chat.completions.create(
         model="smollm2",
@@ -51,7 +51,9 @@ def test_a_whole_answer_equals_the_streamed_one(client: openai.OpenAI, question:
 
 
 def test_seeds_decide_what_is_sampled(client: openai.OpenAI) -> None:
-    first, again, other = (ask(client, Question("Tell me a story.", temperature=1.0, seed=seed)) for seed in (5, 5, 6))
+    first, again, other = (
+        ask(client, Question("Tell me a story.", 10, temperature=1.0, seed=seed)) for seed in (5, 5, 6)
+    )
     assert first == again
     assert first.text != other.text
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Annotated
 
 import msgspec
@@ -30,7 +31,7 @@ from butterfly.cli.options import (
 from butterfly.errors import LaunchError
 from butterfly.specs import ClusterStatus
 
-_GRACE_S = 2  # for answers under way when the server is told to stop
+_GRACE_S = 2  # for last words to clients when the server is told to stop
 
 
 def serve(
@@ -63,7 +64,7 @@ def serve(
     with closing(BoundPort(host, port)) as bound, embedded_cluster(config) as cluster:
         served = served_model(cluster, served_name, model)
         app = create_app(cluster.client, served, metrics=cluster.metrics)
-        with ApiServer(app, bound, grace_s=_GRACE_S):
+        with ApiServer(app, bound, grace_s=_GRACE_S), ended_requests(cluster):
             status = cluster.wait_until_ready()
             announce(status, served, bound.url)
             wait_for_the_end(cluster)
@@ -98,6 +99,15 @@ def announce(status: ClusterStatus, served: ServedModel, url: str) -> None:
     body = f'{{"model": "{served.id}", {what}, "max_tokens": 100}}'
     line = f"  curl {url}/v1/{route} -H 'Content-Type: application/json' -d '{body}'"
     console.print(line, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def ended_requests(cluster: EmbeddedCluster) -> Iterator[None]:
+    """After the block, tell every client that still waits why, while the API can still do so."""
+    try:
+        yield
+    finally:
+        cluster.client.stop("the server was stopped")
 
 
 def wait_for_the_end(cluster: EmbeddedCluster) -> None:

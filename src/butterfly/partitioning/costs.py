@@ -1,6 +1,6 @@
 """What one pass over a stage and one trip over a link cost. Shared by planner and simulation.
 
-Formulae of the cost model (docs: algorithms, section 1). Bytes are what a pass reads from memory:
+Formulae of the cost model. Bytes are what a pass reads from memory:
 
     stage_s = max((weights + kv) / bandwidth, num_tokens / 32 * weights / bandwidth)
     link_s  = latency + bytes / bandwidth
