@@ -31,9 +31,6 @@ def worker(
     launched = invitation == "-"
     if launched:
         hold_lifeline()  # before torch: its import takes seconds, and who started us may be gone by then
-    # Read once, when OpenMP is loaded with torch. By default idle threads spin, and with one more busy process on
-    # the machine (another worker) a token then takes 10-20 times as long; asleep they cost little when it is quiet.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch  # here: no other command needs it
 
     from butterfly.communication import KeyPair, ZmqTransport
