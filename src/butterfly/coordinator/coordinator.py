@@ -84,9 +84,10 @@ class Coordinator:
         try:
             while not self._stopped:
                 self._run_commands()
-                self._tick()
                 if self._serving is not None and self._is_issuing:
                     self._issue_steps(self._serving)
+                    self._serving.settle()  # while the stages compute what was just sent
+                self._tick()
                 self._receive(_TICK_S)
         finally:
             with self._lock:

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from butterfly.coordinator.request_streams import RequestStream
 from butterfly.errors import RequestError
 from butterfly.monitoring import Metrics, StepStatistics
 from butterfly.scheduling import Scheduler
-from butterfly.specs import RequestOutput, StepPlan, StepResult
+from butterfly.specs import RequestOutput, StageTiming, StepPlan, StepResult
+
+
+class _Finished(NamedTuple):
+    """A step that came back, with what is still to be told of it."""
+
+    plan: StepPlan
+    timings: tuple[StageTiming, ...]
+    sent_s: float
+    received_s: float
+    outputs: list[RequestOutput]
 
 
 class Serving:
-    """Used on the coordinator's thread only. Times are on its monotonic clock."""
+    """Used on the coordinator's thread only. Times are on its monotonic clock.
+
+    `finish_step` does what the next step depends on; who waits for the tokens hears of them in `settle`, after the
+    next step has left: readers' work must not stand between two steps.
+    """
 
     def __init__(self, scheduler: Scheduler, metrics: Metrics, statistics: StepStatistics) -> None:
         self._scheduler, self._metrics, self._statistics = scheduler, metrics, statistics
         self._streams: dict[str, RequestStream] = {}
         self._sent: dict[int, tuple[StepPlan, float]] = {}  # steps in flight, and when they left
+        self._finished: list[_Finished] = []  # steps that `settle` has still to tell of
         self.has_free_slot = True  # whether a result came since `next_step` last had nothing to give
 
     @property
@@ -40,6 +57,7 @@ class Serving:
 
     def abort(self, request_id: str, now_s: float) -> None:
         """End a request with `abort`; unknown ids are ignored."""
+        self.settle()  # its tokens go out before its end
         self._scheduler.abort(request_id)
         self._deliver(self._scheduler.drain_outputs(), now_s)
 
@@ -53,22 +71,30 @@ class Serving:
         return step
 
     def finish_step(self, result: StepResult, now_s: float) -> None:
-        """Take in a step's samples and deliver what they add to each request."""
+        """Take in a step's samples, so that the next step can be made of them."""
         outputs = self._scheduler.update(result)
         if result.step_id not in self._sent:  # a worker repeats itself
             return
         self.has_free_slot = True
         step, sent_s = self._sent.pop(result.step_id)
-        self._metrics.step_finished(result.timings, now_s - sent_s)
-        if step.sequences and all(sequence.num_tokens == 1 for sequence in step.sequences):
-            self._statistics.record(result.timings, now_s - sent_s)
-        self._deliver(outputs, now_s)
+        self._finished.append(_Finished(step, result.timings, sent_s, now_s, outputs))
+
+    def settle(self) -> None:
+        """Deliver the outputs of the steps that came back, and count them."""
+        finished, self._finished = self._finished, []
+        for step in finished:
+            total_s = step.received_s - step.sent_s
+            self._deliver(step.outputs, step.received_s)
+            self._metrics.step_finished(step.timings, total_s)
+            if step.plan.sequences and all(sequence.num_tokens == 1 for sequence in step.plan.sequences):
+                self._statistics.record(step.timings, total_s)
 
     def oldest_step_age_s(self, now_s: float) -> float:
         return max((now_s - sent_s for _, sent_s in self._sent.values()), default=0.0)
 
     def fail_all(self, reason: str, now_s: float) -> None:
         """End every request with an error."""
+        self.settle()
         self._sent.clear()
         self._deliver([*self._scheduler.drain_outputs(), *self._scheduler.fail_all(reason)], now_s)
 
