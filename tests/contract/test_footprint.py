@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.pipelines import load_stage
 
 from butterfly.models import open_model, stage_tensors
 from butterfly.models.footprint import resident_bytes
 from butterfly.specs import ComputeDType
+from tests.support.pipelines import load_stage
 
 MODELS = (
     "smollm2",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from tests.contract.transport_contract import CHECKS, PATIENCE_S, Network
 
 from butterfly.communication import Buffer, InProcessNetwork, KeyPair, Outbox, Transport, ZmqTransport
 from butterfly.communication.in_process import InProcessOutbox
 from butterfly.communication.zeromq import ZmqOutbox
+from tests.contract.transport_contract import CHECKS, PATIENCE_S, Network
 
 
 class InProcess:

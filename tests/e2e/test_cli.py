@@ -9,11 +9,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.product import Server, run
-from tests.unit.models.samples import llama_metadata, llama_tensors, tiny_llama, write_gguf
 
 from butterfly.models.packages import packaged_file
 from butterfly.specs import ClusterStatus
+from tests.support.product import Server, run
+from tests.unit.models.samples import llama_metadata, llama_tensors, tiny_llama, write_gguf
 
 QUICK_S = 30.0  # an error that needs no worker; a second or two on an idle machine
 

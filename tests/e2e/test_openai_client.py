@@ -5,10 +5,10 @@ from __future__ import annotations
 import httpx
 import openai
 import pytest
-from tests.e2e.asking import QUESTIONS, Answer, Question, ask, ask_together
-from tests.support.product import Server, eventually
 
 from butterfly.monitoring.metrics import METRICS
+from tests.e2e.asking import QUESTIONS, Answer, Question, ask, ask_together
+from tests.support.product import Server, eventually
 
 SKY = Question("Why is the sky blue?")
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import transformers
-from tests.support.pipelines import LocalPipeline, even_boundaries
 
 from butterfly.models import open_model
 from butterfly.specs import Request, SamplingSpec
+from tests.support.pipelines import LocalPipeline, even_boundaries
 
 PROMPT = [3, 99, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 38, 32, 79, 50, 28, 84, 19, 71, 69, 39]
 NUM_TOKENS = 24

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tests.support.pipelines import LocalPipeline
 
 from butterfly.models import open_model
+from tests.support.pipelines import LocalPipeline
 
 TEXT = Path(__file__).parents[2] / "LICENSE"
 WINDOW = 512  # tokens that are seen together

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from tests.support.pipelines import LocalPipeline, even_boundaries, scheduler_config
 
 from butterfly.models import Model, open_model
 from butterfly.specs import Request, SamplingSpec
+from tests.support.pipelines import LocalPipeline, even_boundaries, scheduler_config
 
 PROMPTS = (
     "The capital of France is",

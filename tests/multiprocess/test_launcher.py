@@ -15,15 +15,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.multiprocess import arithmetic_worker
-from tests.multiprocess.arithmetic_worker import ArithmeticStage
-from tests.multiprocess.tiny_coordinator import PATIENCE_S, TinyCoordinator, chunk
 
 from butterfly.cluster.launcher import LocalLauncher, WorkerExit
 from butterfly.communication import KeyPair, ZmqTransport
 from butterfly.errors import LaunchError
 from butterfly.messages import Failed, Heartbeat, Load, Loaded, LoadProgress, PeerAddress, Shutdown, Step
 from butterfly.specs import StagePlan, StepPlan
+from tests.multiprocess import arithmetic_worker
+from tests.multiprocess.arithmetic_worker import ArithmeticStage
+from tests.multiprocess.tiny_coordinator import PATIENCE_S, TinyCoordinator, chunk
 
 COMMAND = [sys.executable, arithmetic_worker.__file__]
 NAMES = ("w0", "w1", "w2")

@@ -16,6 +16,7 @@ import openai
 import psutil
 import pytest
 from openai.types.chat import ChatCompletionChunk
+
 from tests.support.product import BUTTERFLY, ENDING_S, MODEL, Server, eventually, session_members
 
 HEARTBEAT_S = 2.0  # the least that `serve` takes

@@ -6,12 +6,11 @@ import time
 from collections import defaultdict
 from contextlib import suppress
 
-from tests.multiprocess.arithmetic_worker import model
-
 from butterfly.communication import KeyPair, Outbox, Received, Transport
 from butterfly.errors import PeerTimeoutError
 from butterfly.messages import Invitation, Join, Load, Message, PeerAddress, Ping, Result, Step
 from butterfly.specs import SamplingSpec, SequenceStep, StagePlan, StepPlan
+from tests.multiprocess.arithmetic_worker import model
 
 PATIENCE_S = 20.0
 PING_INTERVAL_S = 0.2

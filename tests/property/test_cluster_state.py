@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.cluster.story import NAMES, joined, loaded, make_plan
 
 from butterfly.cluster import (
     ClusterState,
@@ -24,6 +23,7 @@ from butterfly.cluster import (
     WorkerFailed,
     WorkerLoadProgressed,
 )
+from tests.unit.cluster.story import NAMES, joined, loaded, make_plan
 
 ORDER = ["starting", "loading", "ready", "failed", "stopping"]
 names = st.sampled_from(NAMES)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.unit.scheduling.fake_engine import FakeEngine, make_config, make_request, token_at
 
 from butterfly.errors import ContextLengthError, OverloadedError
 from butterfly.scheduling import Scheduler, SchedulerConfig
 from butterfly.specs import FinishReason, Request, RequestOutput
+from tests.unit.scheduling.fake_engine import FakeEngine, make_config, make_request, token_at
 
 configs = st.builds(
     make_config,

@@ -72,10 +72,10 @@ def eventually(is_so: Callable[[], bool], within_s: float) -> bool:
 class Server:
     """`butterfly serve` with local workers on a free port. Leaving the block stops it as Ctrl-C does."""
 
-    def __init__(self, *options: str, workers: int = 3) -> None:
+    def __init__(self, *options: str, workers: int = 3, model: str = MODEL) -> None:
         self._complaints = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed by __exit__
         self.process = subprocess.Popen(
-            [*BUTTERFLY, "serve", MODEL, "--workers", str(workers), "--port", "0", *options],
+            [*BUTTERFLY, "serve", model, "--workers", str(workers), "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=self._complaints,
             text=True,

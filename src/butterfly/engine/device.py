@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 
 from butterfly.errors import ConfigError
@@ -33,3 +36,14 @@ def resolve_device(name: str) -> torch.device:
 def is_row_invariant(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a request's bits are promised not to depend on its company (see linear and attention)."""
     return device.type == "cpu" and dtype == torch.bfloat16
+
+
+def return_free_memory() -> None:
+    """Give memory that was freed, but that the C library keeps for later, back to the system.
+
+    After loading that is more than the weights of a small stage. Only glibc needs and has this.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from butterfly.engine.decoder import Batch, DecoderLayer, RMSNorm, SequenceRows
-from butterfly.engine.device import TORCH_DTYPES, is_row_invariant
+from butterfly.engine.device import TORCH_DTYPES, is_row_invariant, return_free_memory
 from butterfly.engine.embedding import Embedding
 from butterfly.engine.kv_cache import KVCache
 from butterfly.engine.linear import LinearLoader
@@ -49,6 +49,7 @@ class Stage:
             self._load(by_name, loader, _Reporter(tensors, progress))
         except KeyError as error:
             raise ModelFormatError(f"tensor {error.args[0]} is missing from the model") from error
+        return_free_memory()
         self._kv = KVCache(
             stage.num_layers,
             model.num_kv_heads,

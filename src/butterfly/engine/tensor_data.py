@@ -16,7 +16,7 @@ from butterfly.engine.quantization import Bytes
 from butterfly.errors import ModelFormatError, ModelNotFoundError
 from butterfly.specs import TensorEntry
 
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 1 << 20  # stored; unpacking it takes some twenty times as much for a moment
 _GENERATED_ROWS = 256  # rows that come from one random stream: the granule of reproducibility
 
 
@@ -35,7 +35,7 @@ class TensorFiles:
         return self._view(entry).reshape(num_rows, row_bytes)[start:end]
 
     def chunks(self, entry: TensorEntry, row_multiple: int) -> Iterator[tuple[int, Bytes]]:
-        """Yield (first row, rows) pieces of about 8 MiB, in multiples of `row_multiple` rows."""
+        """Yield (first row, rows) pieces of about 1 MiB, in multiples of `row_multiple` rows."""
         num_rows, row_bytes = row_layout(entry)
         step = max(row_multiple, _CHUNK_BYTES // row_bytes // row_multiple * row_multiple)
         for start in range(0, num_rows, step):

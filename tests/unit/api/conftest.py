@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import httpx
 import openai
 import pytest
-from tests.unit.api.doubles import ByteTokenizer, ScriptedEngine, served_model
 
 from butterfly.api import ApiServer, BoundPort, create_app
 from butterfly.monitoring import Metrics
+from tests.unit.api.doubles import ByteTokenizer, ScriptedEngine, served_model
 
 
 @dataclass

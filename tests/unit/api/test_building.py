@@ -5,12 +5,12 @@ import json
 from typing import Any
 
 import pytest
-from tests.unit.api.doubles import ByteTokenizer, served_model
 
 from butterfly.api import choice_seed
 from butterfly.api.bodies import CompletionBody, parse_body
 from butterfly.api.building import Job, completion_job
 from butterfly.errors import InvalidRequestError
+from tests.unit.api.doubles import ByteTokenizer, served_model
 
 
 def _job(tokenizer: ByteTokenizer, **fields: Any) -> Job:

@@ -6,10 +6,10 @@ import json
 
 import pytest
 from openai.types.chat import ChatCompletionChunk, ChatCompletionUserMessageParam
-from tests.unit.api.conftest import Service
-from tests.unit.api.doubles import MAX_CONTEXT, ByteTokenizer, Script
 
 from butterfly.api import choice_seed
+from tests.unit.api.conftest import Service
+from tests.unit.api.doubles import MAX_CONTEXT, ByteTokenizer, Script
 
 ASK: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "Hi"}]
 PROMPT_TEXT = "[user]Hi\n[assistant]"

@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.unit.api.conftest import Service
-from tests.unit.api.doubles import MAX_CONTEXT, ByteTokenizer, Script
 
 from butterfly.api import choice_seed
+from tests.unit.api.conftest import Service
+from tests.unit.api.doubles import MAX_CONTEXT, ByteTokenizer, Script
 
 
 def test_whole_answer(service: Service, tokenizer: ByteTokenizer) -> None:

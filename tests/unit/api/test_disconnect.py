@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import pytest
-from tests.unit.api.conftest import Service
-from tests.unit.api.doubles import PATIENCE_S, Script
 
 from butterfly.specs import Request, RequestOutput
+from tests.unit.api.conftest import Service
+from tests.unit.api.doubles import PATIENCE_S, Script
 
 CHAT: dict[str, object] = {"model": "org/tiny", "messages": [{"role": "user", "content": "Hi"}]}
 

@@ -8,8 +8,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from tests.unit.api.conftest import Service
-from tests.unit.api.doubles import Script
 
 from butterfly.errors import (
     ButterflyError,
@@ -19,6 +17,8 @@ from butterfly.errors import (
     OverloadedError,
     PeerLostError,
 )
+from tests.unit.api.conftest import Service
+from tests.unit.api.doubles import Script
 
 CHAT = {"model": "org/tiny", "messages": [{"role": "user", "content": "Hi"}]}
 

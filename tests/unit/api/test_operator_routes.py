@@ -3,10 +3,10 @@ from __future__ import annotations
 import msgspec
 import openai
 import pytest
-from tests.unit.api.conftest import Service
 
 import butterfly
 from butterfly.specs import ClusterStatus, WorkerStatus
+from tests.unit.api.conftest import Service
 
 
 def test_models(service: Service) -> None:

@@ -9,10 +9,10 @@ import threading
 
 import httpx
 import pytest
-from tests.unit.api.doubles import PATIENCE_S, ByteTokenizer, Script, ScriptedEngine, served_model
 
 from butterfly.api import ApiServer, BoundPort, create_app
 from butterfly.errors import ConfigError
+from tests.unit.api.doubles import PATIENCE_S, ByteTokenizer, Script, ScriptedEngine, served_model
 
 COMPLETION = {"model": "tiny", "prompt": "x"}
 

@@ -5,16 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tests.unit.cluster.story import (
-    NAMES,
-    joined,
-    loaded,
-    loading,
-    make_node,
-    make_plan,
-    ready,
-    starting,
-)
 
 from butterfly.cluster import (
     ClusterState,
@@ -35,6 +25,16 @@ from butterfly.cluster import (
     WorkerExited,
     WorkerFailed,
     WorkerLoadProgressed,
+)
+from tests.unit.cluster.story import (
+    NAMES,
+    joined,
+    loaded,
+    loading,
+    make_node,
+    make_plan,
+    ready,
+    starting,
 )
 
 

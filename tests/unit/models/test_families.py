@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.unit.models.samples import add_tokenizer
 
 from butterfly.errors import ModelFormatError, UnsupportedModelError
 from butterfly.models import open_model
 from butterfly.models.families import Family, families, register
 from butterfly.models.rope import llama3_divisors
+from tests.unit.models.samples import add_tokenizer
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -9,10 +9,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tests.unit.models.samples import llama_metadata, llama_tensors, tiny_llama, write_gguf
 
 from butterfly.errors import ModelFormatError, UnsupportedModelError
 from butterfly.models.gguf_file import read_gguf
+from tests.unit.models.samples import llama_metadata, llama_tensors, tiny_llama, write_gguf
 
 
 def header(num_tensors: int, num_keys: int, body: bytes = b"", version: int = 3) -> bytes:

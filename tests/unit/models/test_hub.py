@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.unit.models.samples import tiny_llama
 
 from butterfly.errors import ModelFormatError, ModelNotFoundError
 from butterfly.models.hub import needed_files, parse_hub_id
+from tests.unit.models.samples import tiny_llama
 
 COMMIT = "0" * 40
 SCRIPT = """

@@ -8,6 +8,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+
+from butterfly.errors import ConfigError, ModelFormatError, UnsupportedModelError
+from butterfly.models import open_model, stage_tensors
 from tests.unit.models.samples import (
     FFN,
     HEAD_DIM,
@@ -21,9 +24,6 @@ from tests.unit.models.samples import (
     tiny_llama,
     write_gguf,
 )
-
-from butterfly.errors import ConfigError, ModelFormatError, UnsupportedModelError
-from butterfly.models import open_model, stage_tensors
 
 
 def test_a_small_llama(tmp_path: Path) -> None:

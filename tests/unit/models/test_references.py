@@ -7,12 +7,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from tests.unit.models.samples import tiny_llama
 
 from butterfly.errors import ConfigError, ModelFormatError, ModelNotFoundError
 from butterfly.models import hub, open_model
 from butterfly.models.cache import CACHE_VARIABLE, cache_folder, cached_file
 from butterfly.models.packages import ALIASES, packaged_file
+from tests.unit.models.samples import tiny_llama
 
 
 def no_hub(*_: object) -> Path:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.unit.models.samples import write_safetensors
 
 from butterfly.errors import ModelFormatError, UnsupportedModelError
 from butterfly.models.safetensors_file import read_safetensors, read_safetensors_folder
+from tests.unit.models.samples import write_safetensors
 
 
 def test_reads_what_the_library_wrote(tmp_path: Path) -> None:

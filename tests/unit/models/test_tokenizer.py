@@ -11,7 +11,6 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.models.samples import llama_metadata, llama_tensors, tiny_llama, write_gguf
 from tokenizers import decoders, models
 
 from butterfly.errors import InvalidRequestError, ModelFormatError, UnsupportedModelError
@@ -19,6 +18,7 @@ from butterfly.models import Tokenizer, open_model
 from butterfly.models.cache import CACHE_VARIABLE
 from butterfly.models.gguf_file import read_gguf
 from butterfly.models.gguf_tokenizer import PRE_TOKENIZERS, build_tokenizer
+from tests.unit.models.samples import llama_metadata, llama_tensors, tiny_llama, write_gguf
 
 SMOLLM2 = open_model("smollm2").tokenizer
 BYTES = open_model("random:llama,vocab=256").tokenizer

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.partitioning.shapes import make_cluster, make_model
 
 from butterfly.errors import InfeasiblePlanError, PlanError
 from butterfly.partitioning import explain, plan
 from butterfly.partitioning.costs import HOP_SOFTWARE_S
 from butterfly.partitioning.placement import proportional_counts
 from butterfly.specs import ClusterSpec, LinkSpec, Plan, WorkloadSpec
+from tests.unit.partitioning.shapes import make_cluster, make_model
 
 WORKLOAD = WorkloadSpec(concurrency=1, context=10)
 

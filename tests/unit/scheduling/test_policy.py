@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.scheduling.fake_engine import FakeEngine, make_config, make_request, run_until_idle
 
 from butterfly.scheduling import AdmissionKey, Scheduler, first_come_first_served
 from butterfly.scheduling.policy import fill_batch, least_loaded_slot
 from butterfly.scheduling.request_state import RequestState, Sequence
+from tests.unit.scheduling.fake_engine import FakeEngine, make_config, make_request, run_until_idle
 
 
 def shortest_prompt_first(state: RequestState) -> tuple[float, ...]:

@@ -4,15 +4,6 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from tests.unit.scheduling.fake_engine import (
-    FakeEngine,
-    end_of,
-    make_config,
-    make_request,
-    run_until_idle,
-    token_at,
-    tokens_of,
-)
 
 from butterfly.errors import (
     ConfigError,
@@ -23,6 +14,15 @@ from butterfly.errors import (
 )
 from butterfly.scheduling import Scheduler
 from butterfly.specs import SampledToken, StepPlan, StepResult
+from tests.unit.scheduling.fake_engine import (
+    FakeEngine,
+    end_of,
+    make_config,
+    make_request,
+    run_until_idle,
+    token_at,
+    tokens_of,
+)
 
 
 def start(**options: int) -> tuple[Scheduler, FakeEngine]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from tests.multiprocess.arithmetic_worker import model
-
 from butterfly.messages import Load, PeerAddress
 from butterfly.specs import StagePlan
+from tests.multiprocess.arithmetic_worker import model
 
 NOBODY = PeerAddress(name="", endpoint="", public_key="")
 

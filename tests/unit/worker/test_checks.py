@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
-from tests.multiprocess.arithmetic_worker import HIDDEN_SIZE, PRIME
-from tests.unit.worker.loads import load_of
 
 from butterfly.errors import ProtocolError
 from butterfly.messages import Load, Step, TensorHeader
 from butterfly.specs import SequenceStep, StepPlan
 from butterfly.worker.checks import check_step
+from tests.multiprocess.arithmetic_worker import HIDDEN_SIZE, PRIME
+from tests.unit.worker.loads import load_of
 
 FIRST = load_of("w0", embedding=True)
 LATER = load_of("w0", embedding=False)

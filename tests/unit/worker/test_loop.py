@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from tests.multiprocess.arithmetic_worker import RESOURCES, ArithmeticStage, ArithmeticStageFactory
-from tests.multiprocess.tiny_coordinator import PATIENCE_S, TinyCoordinator, chunk
-from tests.unit.worker.loads import load_of
 
 from butterfly.communication import InProcessNetwork
 from butterfly.messages import Failed, Invitation, Load, Loaded, Ping, Result, Shutdown, Step
 from butterfly.specs import StepPlan
 from butterfly.worker import Deadlines, StageFactory, StageOutput, run_worker
 from butterfly.worker.stage import Progress
+from tests.multiprocess.arithmetic_worker import RESOURCES, ArithmeticStage, ArithmeticStageFactory
+from tests.multiprocess.tiny_coordinator import PATIENCE_S, TinyCoordinator, chunk
+from tests.unit.worker.loads import load_of
 
 
 class HeldFactory:
