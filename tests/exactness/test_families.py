@@ -83,7 +83,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def tiny_tokenizer() -> Any:
     import tokenizers
 
-    vocabulary = {f"t{index}": index for index in range(TINY["vocab_size"])}  # type: ignore[arg-type]
+    vocabulary = {f"t{index}": index for index in range(TINY["vocab_size"])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t0"))
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     return tokenizer
