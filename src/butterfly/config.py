@@ -18,6 +18,7 @@ class ClusterConfig(Spec, frozen=True):
     max_num_sequences: int = 8  # requests in a batch
     encrypt: bool = True
     num_slots: int = 0  # steps in flight; 0: one per stage; 1: the plain loop
+    step_timeout_s: float = 300.0  # of one step through all stages, waiting behind others included
     heartbeat_timeout_s: float = 10.0  # of a worker's silence, after which it is lost
 
 

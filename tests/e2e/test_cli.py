@@ -191,6 +191,14 @@ def test_a_prompt_beyond_the_context_is_one_line() -> None:
     expect_one_line("generate", "smollm2", "word " * 200, "--context", "64", says=says)
 
 
+@pytest.mark.parametrize("context", ["50", "10"])
+def test_a_context_of_any_length_can_be_filled(context: str) -> None:
+    """The KV cache is counted in blocks of 16 tokens, which must not cost a request its last ones."""
+    ended = run("generate", "smollm2", "Once upon a time", "--raw", "--context", context, "--temperature", "0")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip()
+
+
 def test_no_arguments_show_the_help() -> None:
     ended = run()
     assert (ended.returncode, ended.stderr) == (2, "")

@@ -135,6 +135,18 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_figures(client: openai.
     assert caught.value.param == "prompt"
 
 
+def test_hostile_figures_do_no_harm(client: openai.OpenAI, server: Server) -> None:
+    """What fits no integer is refused; a temperature that would overflow is as good as greedy."""
+    with pytest.raises(openai.BadRequestError, match="top_k"):
+        client.completions.create(model="smollm2", prompt="Hi", extra_body={"top_k": 2**70})
+    texts = [
+        client.completions.create(model="smollm2", prompt="The sky is", max_tokens=6, temperature=cold, top_p=0.9)
+        for cold in (1e-310, 0)
+    ]
+    assert texts[0].choices[0].text == texts[1].choices[0].text
+    assert server.status().phase == "ready"
+
+
 @pytest.mark.parametrize(
     ("body", "status", "named"),
     [

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import openai
@@ -115,6 +115,16 @@ def test_a_killed_worker_ends_its_streams_by_name() -> None:
         expect_refusals(server, reason)
         server.interrupt()
         assert server.wait_gone() == 130
+
+
+def test_a_first_stage_killed_under_load_ends_every_stream_by_name() -> None:
+    """The next steps have nobody to go to, while results of the last ones still come back."""
+    with Server(workers=2).wait_ready() as server, ExitStack() as stack:
+        streams = [stack.enter_context(endless_stream(server)) for _ in range(5)]
+        server.workers()[0].kill()
+        reason = "worker worker-0 was killed by signal 9"
+        assert all(reason in read_to_the_error(stream) for stream in streams)
+        expect_refusals(server, reason)
 
 
 def test_a_worker_that_stands_still_ends_its_streams_by_name() -> None:

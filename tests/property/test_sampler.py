@@ -49,6 +49,14 @@ def test_temperature_zero_is_greedy_and_the_first_of_equals_wins() -> None:
     assert sample(np.array([1, 3, 3, 2], np.float32), SamplingSpec(temperature=0), 7) == 1
 
 
+def test_extreme_values_still_give_a_token() -> None:
+    logits = np.array([1, 3, 3, 2], np.float32)
+    assert sample(logits, SamplingSpec(temperature=1e-310, top_p=0.9), 7) == 1
+    broken = np.full(4, np.nan, np.float32)
+    assert sample(logits, SamplingSpec(top_p=0.0), 7) == 1
+    assert 0 <= sample(broken, SamplingSpec(top_p=0.5, top_k=2), 7) < 4
+
+
 def test_frequencies_are_those_of_the_softmax() -> None:
     logits = np.array([0.0, 1.0, 2.0, -1.0], np.float32)
     expected = np.exp(logits) / np.exp(logits).sum()

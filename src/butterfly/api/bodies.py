@@ -105,7 +105,7 @@ class GenerationBody(_Base):
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
     top_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    top_k: Annotated[int | None, Field(ge=-1)] = None  # -1 and 0: all
+    top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None  # -1 and 0: all
     min_p: Annotated[float | None, Field(ge=0, le=1)] = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**64)] = None
     stop: Annotated[list[str] | None, BeforeValidator(_one_or_many)] = None

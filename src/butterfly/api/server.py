@@ -81,6 +81,11 @@ class ApiServer:
         self._thread = threading.Thread(target=self.run, name="butterfly-api", daemon=True)
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread that `start` made still serves."""
+        return self._thread is not None and self._thread.is_alive()
+
     def request_stop(self) -> None:
         """Ask the server to end, without waiting. Callable from any thread and from signal handlers."""
         self._server.should_exit = True

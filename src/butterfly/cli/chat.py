@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import sys
 from typing import Annotated
 
@@ -62,6 +63,8 @@ def chat(
 
 def converse(cluster: EmbeddedCluster, system: str, max_tokens: int, sampling: SamplingSpec) -> None:
     """Read lines and answer them until the user leaves."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text must not end the conversation
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     while (line := read_line()) is not None:

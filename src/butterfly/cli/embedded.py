@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -9,8 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-
-import psutil
 
 from butterfly import models
 from butterfly.cli.console import loading_progress
@@ -31,8 +30,10 @@ from butterfly.specs import (
     TensorEntry,
     WorkloadSpec,
 )
+from butterfly.worker.resources import available_memory_bytes
 
 _MEMORY_SHARE = 0.9  # of the free memory; the rest is for the system and this process
+_PROCESS_BYTES = 300 << 20  # interpreter and PyTorch of one worker, as measured
 _ANY_BANDWIDTH = 1e10  # bytes per second
 
 
@@ -121,7 +122,8 @@ def open_model(config: ClusterConfig) -> models.Model:
 
 def free_memory_share(num_workers: int) -> int:
     """What one of the local workers may use when nothing was said."""
-    return int(psutil.virtual_memory().available * _MEMORY_SHARE / num_workers)
+    available = available_memory_bytes() * _MEMORY_SHARE - num_workers * _PROCESS_BYTES
+    return max(0, int(available / num_workers))
 
 
 def check_it_fits(model: models.Model, names: Sequence[str], memory_bytes: int, workload: WorkloadSpec) -> None:
@@ -137,17 +139,20 @@ def check_it_fits(model: models.Model, names: Sequence[str], memory_bytes: int, 
 
 def worker_command(config: ClusterConfig, memory_bytes: int) -> Sequence[str]:
     """How a local worker is started: its share of the cores and of the memory are explicit."""
-    num_threads = config.num_threads or max(1, (os.cpu_count() or 1) // config.num_workers)
+    num_threads = config.num_threads or max(1, len(os.sched_getaffinity(0)) // config.num_workers)
     return [
         *(sys.executable, "-m", "butterfly", "worker", "--invitation", "-"),
         *("--device", config.device, "--threads", str(num_threads), "--memory", str(memory_bytes)),
+        *("--log-level", logging.getLevelName(logging.getLogger().level).lower()),
         *(() if config.encrypt else ("--no-encrypt",)),
     ]
 
 
 def coordinator_config(config: ClusterConfig, model: models.Model) -> CoordinatorConfig:
     workload = WorkloadSpec(concurrency=config.max_num_sequences, context=model.spec.max_context)
-    return CoordinatorConfig(workload=workload, dtype=config.dtype, num_slots=config.num_slots)
+    return CoordinatorConfig(
+        workload=workload, dtype=config.dtype, num_slots=config.num_slots, step_timeout_s=config.step_timeout_s
+    )
 
 
 class PipelineModel:

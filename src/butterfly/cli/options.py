@@ -28,6 +28,7 @@ Memory = Annotated[str, typer.Option(help="Memory per worker, such as 300M or 4G
 Context = Annotated[int, typer.Option(min=0, help="Tokens of one request at most; 0 is the model's, up to 4096.")]
 MaxSequences = Annotated[int, typer.Option(min=1, help="Requests that run at once.")]
 Slots = Annotated[int, typer.Option(min=0, help="Steps in flight at once; 0: one per stage, 1: the plain loop.")]
+StepTimeout = Annotated[float, typer.Option(min=1.0, help="Seconds that one step may take on all stages together.")]
 HeartbeatTimeout = Annotated[
     float, typer.Option("--heartbeat-timeout", min=2.0, help="Seconds of silence after which a worker is given up.")
 ]
@@ -35,7 +36,7 @@ LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 Encrypt = Annotated[bool, typer.Option("--encrypt/--no-encrypt", help="Encrypt links between processes (CURVE).")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
-TopK = Annotated[int, typer.Option(min=0, help="Sample among the K likeliest tokens; 0: all.")]
+TopK = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Sample among the K likeliest tokens; 0: all.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest tokens that reach P.")]
 MinP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Drop tokens below P times the likeliest.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text; drawn when not given.")]

@@ -24,12 +24,13 @@ from butterfly.cli.options import (
     Memory,
     ModelArgument,
     Slots,
+    StepTimeout,
     Threads,
     Workers,
     cluster_config,
 )
 from butterfly.errors import LaunchError
-from butterfly.specs import ClusterStatus
+from butterfly.specs import ClusterStatus, ComputeDType
 
 _GRACE_S = 2  # for last words to clients when the server is told to stop
 
@@ -49,6 +50,7 @@ def serve(
     slots: Slots = 0,
     encrypt: Encrypt = True,
     heartbeat_timeout: HeartbeatTimeout = 10.0,
+    step_timeout: StepTimeout = 300.0,
     log_level: LogLevel = "warning",
 ) -> None:
     """Serve MODEL through an OpenAI-compatible API, its layers spread over local workers."""
@@ -60,14 +62,16 @@ def serve(
         num_slots=slots,
         encrypt=encrypt,
         heartbeat_timeout_s=heartbeat_timeout,
+        step_timeout_s=step_timeout,
     )
     with closing(BoundPort(host, port)) as bound, embedded_cluster(config) as cluster:
         served = served_model(cluster, served_name, model)
         app = create_app(cluster.client, served, metrics=cluster.metrics)
-        with ApiServer(app, bound, grace_s=_GRACE_S), ended_requests(cluster):
+        with ApiServer(app, bound, grace_s=_GRACE_S) as server, ended_requests(cluster):
             status = cluster.wait_until_ready()
             announce(status, served, bound.url)
-            wait_for_the_end(cluster)
+            warn_of_company(config.dtype, status)
+            wait_for_the_end(cluster, server)
 
 
 def served_model(cluster: EmbeddedCluster, served_name: str, reference: str) -> ServedModel:
@@ -110,16 +114,22 @@ def ended_requests(cluster: EmbeddedCluster) -> Iterator[None]:
         cluster.client.stop("the server was stopped")
 
 
-def wait_for_the_end(cluster: EmbeddedCluster) -> None:
+def warn_of_company(dtype: ComputeDType, status: ClusterStatus) -> None:
+    """Say so where the same request need not give the same tokens in other company."""
+    if dtype != "bfloat16" or any(worker.device != "cpu" for worker in status.workers):
+        console.print("note: only bfloat16 on CPUs promises the same tokens whatever else is in the batch")
+
+
+def wait_for_the_end(cluster: EmbeddedCluster, server: ApiServer) -> None:
     """Wait for Ctrl-C or SIGTERM. A failed cluster stays up to tell clients why.
 
-    Raises LaunchError when the coordinator itself ends: nobody could be told anything any more.
+    Raises LaunchError when the coordinator itself or the API ends: nobody could be told anything any more.
     """
     was_ready = True
-    while cluster.client.is_alive:
+    while cluster.client.is_alive and server.is_alive:
         status = cluster.client.status()
         if was_ready and status.phase == "failed":
             print_error(f"{status.detail}; requests are refused until the server is started again")
             was_ready = False
         time.sleep(0.2)
-    raise LaunchError("the coordinator stopped on an internal error; its traceback stands above")
+    raise LaunchError("the coordinator or the API stopped on an internal error; its traceback stands above")

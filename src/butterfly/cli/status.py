@@ -36,7 +36,7 @@ def fetch_status(url: str) -> ClusterStatus:
     """Raises ConfigError in one line when nobody, or somebody else, answers."""
     base = url.rstrip("/").removesuffix("/v1")
     try:
-        response = httpx.get(f"{base}/status", timeout=_TIMEOUT_S)
+        response = httpx.get(f"{base}/status", timeout=_TIMEOUT_S, trust_env=False)  # no proxy
         response.raise_for_status()
         return msgspec.json.decode(response.content, type=ClusterStatus)
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from butterfly.coordinator.coordinator import Coordinator
 from butterfly.coordinator.request_streams import RequestStream
-from butterfly.errors import ButterflyError, NotReadyError
+from butterfly.errors import ButterflyError, InvalidRequestError, NotReadyError
 from butterfly.specs import ClusterStatus, Request, RequestOutput
 
 _log = logging.getLogger(__name__)
@@ -36,6 +36,11 @@ class CoordinatorClient:
 
     async def submit(self, request: Request) -> AsyncIterator[RequestOutput]:
         """Queue a request and return its outputs. Raises RequestError when it is refused."""
+        largest = max(request.prompt_token_ids, default=0)
+        if not 0 <= largest < self._coordinator.vocab_size:  # a tokenizer may know more tokens than the model
+            raise InvalidRequestError(
+                f"token id {largest} is outside the model's vocabulary of {self._coordinator.vocab_size}", "prompt"
+            )
         stream = RequestStream(request, asyncio.get_running_loop(), time.monotonic())
         self._coordinator.post(lambda: self._accept(stream))
         try:

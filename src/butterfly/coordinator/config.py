@@ -31,5 +31,5 @@ class CoordinatorConfig(Spec, frozen=True):
     num_slots: int = 0  # steps in flight; 0: one per stage; 1: the plain loop
     max_num_batched_tokens: int = 512
     max_waiting_tokens: int = 1 << 20
-    step_timeout_s: float = 120.0  # one step through all stages, longest prefill chunk included
+    step_timeout_s: float = 300.0  # one step through all stages, longest prefill chunk included
     send_timeout_s: float = 5.0

@@ -27,6 +27,7 @@ from butterfly.specs import ClusterSpec, ClusterStatus, NodeSpec, Plan, StepResu
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.2
+BLOCK_SIZE = 16  # tokens
 
 
 class Coordinator:
@@ -68,6 +69,10 @@ class Coordinator:
             self._commands.put(command)
         self._inbox.wake()
 
+    @property
+    def vocab_size(self) -> int:
+        return self._model.spec.vocab_size
+
     def status(self) -> ClusterStatus:
         """The last published snapshot, at most a fraction of a second old."""
         return self._status
@@ -84,17 +89,20 @@ class Coordinator:
         try:
             while not self._stopped:
                 self._run_commands()
-                if self._serving is not None and self._is_issuing:
-                    self._issue_steps(self._serving)
-                    self._serving.settle()  # while the stages compute what was just sent
+                serving = self._serving
+                if serving is not None and self._is_issuing:
+                    self._issue_steps(serving)
+                    serving.settle()  # while the stages compute what was just sent
                 self._tick()
                 self._receive(_TICK_S)
         finally:
             with self._lock:
                 self._stopped = True
-            self._end_requests("the server stopped")
-            self._run_commands()
-            self._pipeline.close()
+            try:
+                self._end_requests("the server stopped")
+            finally:
+                self._run_commands()  # whoever still waits for an answer gets it
+                self._pipeline.close()
 
     def serving(self) -> Serving:
         """The scheduler and its requests. Raises NotReadyError with the reason. Coordinator's thread only."""
@@ -116,25 +124,30 @@ class Coordinator:
         if now_s < self._next_tick_s:
             return
         self._next_tick_s = now_s + _TICK_S
+        self._notice_exits()
+        if self._serving is not None:
+            self._check_step_deadline(self._serving, now_s)
+        self._handle(cluster.Ticked(now_s=now_s))
+
+    def _notice_exits(self) -> None:
         for ended in self._launcher.poll():
             self._handle(
                 cluster.WorkerExited(
-                    now_s=now_s,
+                    now_s=time.monotonic(),
                     worker=ended.name,
                     returncode=ended.returncode,
                     detail=ended.output_tail.rpartition("\n")[2].removeprefix("error: "),
                 )
             )
-        if self._serving is not None:
-            self._check_step_deadline(self._serving, now_s)
-        self._handle(cluster.Ticked(now_s=now_s))
 
     def _issue_steps(self, serving: Serving) -> None:
         while (step := serving.next_step(time.monotonic())) is not None:
             try:
                 self._pipeline.send_step(step, self._gate.epoch)
             except CommunicationError as error:
-                self._worker_failed(error.peer, str(error))
+                self._notice_exits()  # a process that ended says more than a send that failed
+                if self._serving is not None:
+                    self._worker_failed(error.peer, str(error))
                 return
 
     def _check_step_deadline(self, serving: Serving, now_s: float) -> None:
@@ -143,7 +156,11 @@ class Coordinator:
             assert self._plan is not None
             stages = [stage.worker for stage in self._plan.stages]
             quietest = min(stages, key=lambda worker: self._heard_s.get(worker, 0.0))
-            self._worker_failed(quietest, f"a step did not come back within {self._config.step_timeout_s:g} s")
+            self._worker_failed(
+                quietest,
+                f"a step did not come back within {self._config.step_timeout_s:g} s, and of the workers this one "
+                f"has been silent for longest; if the machine is only slow, raise --step-timeout",
+            )
 
     def _receive(self, timeout_s: float) -> None:
         try:
@@ -153,7 +170,7 @@ class Coordinator:
                 if self._serving is not None and self._serving.has_free_slot:
                     return  # feed the pipeline before reading on
                 received = self._inbox.receive_nowait()
-        except ProtocolError as error:
+        except CommunicationError as error:
             _log.warning("dropped a message: %s", error)
 
     # -------------------------------------------------------------------------- messages in
@@ -253,11 +270,15 @@ class Coordinator:
 
     def _start_serving(self) -> None:
         assert self._plan is not None
+        workload, max_context = self._config.workload, self._model.spec.max_context
+        # Rounded up to blocks, a few tokens over what was planned: a request of the full context must fit.
+        whole_blocks = -(-min(workload.context, max_context) // BLOCK_SIZE)
         config = SchedulerConfig(
             num_slots=self._config.num_slots or len(self._plan.stages),
-            max_num_sequences=self._config.workload.concurrency,
-            kv_capacity_tokens=self._plan.kv_capacity_tokens,
-            max_context=self._model.spec.max_context,
+            max_num_sequences=workload.concurrency,
+            kv_capacity_tokens=workload.concurrency * whole_blocks * BLOCK_SIZE,
+            block_size=BLOCK_SIZE,
+            max_context=max_context,
             max_waiting_tokens=self._config.max_waiting_tokens,
             max_num_batched_tokens=self._config.max_num_batched_tokens,
         )

@@ -33,11 +33,6 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(kind, int(index or 0))
 
 
-def is_row_invariant(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a request's bits are promised not to depend on its company (see linear and attention)."""
-    return device.type == "cpu" and dtype == torch.bfloat16
-
-
 def return_free_memory() -> None:
     """Give memory that was freed, but that the C library keeps for later, back to the system.
 

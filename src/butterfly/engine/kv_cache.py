@@ -100,8 +100,7 @@ class KVCache:
 
     @property
     def used_bytes(self) -> int:
-        # list(): read by the heartbeat thread while the main thread adds and drops slabs
-        return sum(slab.num_tokens for slab in list(self._slabs.values())) * self.bytes_per_token
+        return sum(slab.num_tokens for slab in self._slabs.values()) * self.bytes_per_token
 
     def _allocate(self, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         on_cpu = self._device.type == "cpu"

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from butterfly.engine.quantization import EIGHT_BIT, FOUR_BIT, GROUP, Bytes, Grouped, dequantize, unpack
 from butterfly.engine.tensor_data import TensorFiles
+from butterfly.errors import ModelFormatError
 from butterfly.specs import TensorEntry
 
 _ROW_BLOCK = 64  # the packed kernel works on blocks of 64 output rows
@@ -121,6 +122,8 @@ class LinearLoader:
 
         Matrices of one form are fused: a row of the product does not depend on its neighbours.
         """
+        if biases and len(biases) != len(entries):
+            raise ModelFormatError(f"{entries[0].name}: {len(biases)} biases for {len(entries)} matrices")
         forms = {self._num_parts(entry) for entry in entries}
         fusable = len(forms) == 1 and all(entry.shape[0] % _ROW_BLOCK == 0 for entry in entries[:-1])
         if not fusable:
@@ -129,7 +132,7 @@ class LinearLoader:
             return SplitLinear([self.load(e, b) for e, b in zip(split, paired, strict=True)])
         bias = torch.cat([self.vector(b).to(self._dtype) for b in biases]) if biases else None
         if forms == {0}:
-            return DenseLinear(torch.cat([self._dense(entry) for entry in entries]), bias)
+            return DenseLinear(self._dense(entries), bias)
         return self._packed(entries, bias)
 
     def vector(self, entry: TensorEntry) -> torch.Tensor:
@@ -144,10 +147,16 @@ class LinearLoader:
             return 0
         return 1 if entry.storage in FOUR_BIT else 2 if entry.storage in EIGHT_BIT else 0
 
-    def _dense(self, entry: TensorEntry) -> torch.Tensor:
-        weight_NK = torch.empty(entry.shape, dtype=self._dtype, device=self._device)
-        for start, rows in self._files.chunks(entry, 1):
-            weight_NK[start : start + len(rows)] = _to_torch(entry, rows).to(self._device)
+    def _dense(self, entries: Sequence[TensorEntry]) -> torch.Tensor:
+        """The matrices below each other, filled in pieces: at no time is one in memory twice."""
+        shape = (sum(entry.shape[0] for entry in entries), entries[0].shape[1])
+        weight_NK = torch.empty(shape, dtype=self._dtype, device=self._device)
+        first_row = 0
+        for entry in entries:
+            for start, rows in self._files.chunks(entry, 1):
+                begin = first_row + start
+                weight_NK[begin : begin + len(rows)] = _to_torch(entry, rows).to(self._device)
+            first_row += entry.shape[0]
         return weight_NK
 
     def _packed(self, entries: Sequence[TensorEntry], bias: torch.Tensor | None) -> PackedLinear:

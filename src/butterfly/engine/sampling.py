@@ -18,11 +18,12 @@ TokenIds = npt.NDArray[np.int64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
+_COLD = 1e-5  # below this temperature everything but the likeliest token is out of reach; dividing would overflow
 
 
 def sample(logits_V: Logits, sampling: SamplingSpec, position: int) -> int:
     """Return the token id for `position` of a sequence; the lowest id wins a tie."""
-    if sampling.temperature == 0:
+    if sampling.temperature < _COLD:
         return int(np.argmax(logits_V))
     scaled = logits_V.astype(np.float64) / sampling.temperature
     token_ids = surviving_tokens(scaled, sampling)
@@ -35,16 +36,17 @@ def surviving_tokens(scaled_V: npt.NDArray[np.float64], sampling: SamplingSpec) 
 
     top-k keeps ties with the k-th; top-p keeps the smallest set of the likeliest tokens, renormalised after
     top-k, that reaches p; min-p keeps tokens at least min_p times as likely as the likeliest.
+    The comparisons are negated so that NaN (an overflow in the model) survives: a bad token, not a dead worker.
     """
     token_ids = np.arange(len(scaled_V))
     if 0 < sampling.top_k < len(token_ids):
         kth = np.partition(scaled_V, -sampling.top_k)[-sampling.top_k]
-        token_ids = np.nonzero(scaled_V >= kth)[0]
+        token_ids = np.nonzero(~(scaled_V < kth))[0]
     if sampling.top_p < 1.0:
         token_ids = _nucleus(scaled_V, token_ids, sampling.top_p)
     if sampling.min_p > 0.0:
         values = scaled_V[token_ids]
-        token_ids = token_ids[values >= values.max() + np.log(sampling.min_p)]
+        token_ids = token_ids[~(values < values.max() + np.log(sampling.min_p))]
     return token_ids
 
 
@@ -53,11 +55,12 @@ def _nucleus(scaled_V: npt.NDArray[np.float64], token_ids: TokenIds, top_p: floa
     probabilities = np.exp(values - values.max())
     probabilities /= probabilities.sum()
     # Tokens below (1-p)/V together weigh less than 1-p, so none is in the nucleus: sort only the others.
-    candidates = np.nonzero(probabilities >= (1 - top_p) / len(probabilities))[0]
+    candidates = np.nonzero(~(probabilities < (1 - top_p) / len(probabilities)))[0]
     order = candidates[np.argsort(-probabilities[candidates], kind="stable")]
     mass_before = np.cumsum(probabilities[order]) - probabilities[order]
-    kept = order[mass_before < top_p]
-    return np.sort(token_ids[kept if len(kept) else order[:1]])
+    is_kept = ~(mass_before >= top_p)
+    is_kept[0] = True  # the likeliest, also for p = 0
+    return np.sort(token_ids[order[is_kept]])
 
 
 def gumbel(seed: int, position: int, token_ids: TokenIds) -> npt.NDArray[np.float64]:

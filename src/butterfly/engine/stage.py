@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from butterfly.engine.decoder import Batch, DecoderLayer, RMSNorm, SequenceRows
-from butterfly.engine.device import TORCH_DTYPES, is_row_invariant, return_free_memory
+from butterfly.engine.device import TORCH_DTYPES, return_free_memory
 from butterfly.engine.embedding import Embedding
 from butterfly.engine.kv_cache import KVCache
 from butterfly.engine.linear import LinearLoader
@@ -40,7 +40,6 @@ class Stage:
         """Materialise the tensors of this stage. Raises ModelFormatError, ModelNotFoundError."""
         self.model, self.plan = model, stage
         self.device, self.dtype = device, TORCH_DTYPES[dtype]
-        self.row_invariant = is_row_invariant(device, self.dtype)
         self._files = TensorFiles()
         by_name = {entry.name: entry for entry in tensors}
         loader = LinearLoader(self._files, device, self.dtype)

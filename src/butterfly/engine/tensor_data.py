@@ -21,7 +21,7 @@ _GENERATED_ROWS = 256  # rows that come from one random stream: the granule of r
 
 
 class TensorFiles:
-    """Open mappings of model files, by path. Close when the stage is dropped."""
+    """Open mappings of model files, by path. A mapping closes with the last array that views it."""
 
     def __init__(self) -> None:
         self._maps: dict[str, mmap.mmap] = {}
@@ -48,9 +48,6 @@ class TensorFiles:
             page = mmap.PAGESIZE
             start = entry.offset // page * page
             self._maps[entry.file].madvise(mmap.MADV_DONTNEED, start, entry.offset + entry.num_bytes - start)
-
-    def close(self) -> None:
-        self._maps.clear()  # a mapping closes when the last array that views it is gone
 
     def _view(self, entry: TensorEntry) -> Bytes:
         if entry.file not in self._maps:

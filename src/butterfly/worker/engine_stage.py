@@ -62,6 +62,8 @@ def _translated(worker: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryError(f"{worker} ran out of device memory") from error
+    except OSError as error:  # a mapping for the KV cache that the system refuses
+        raise MemoryError(f"{worker} could not get memory: {error.strerror}") from error
     except RuntimeError as error:  # what torch raises for nearly everything
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "can't allocate memory" in first_line:

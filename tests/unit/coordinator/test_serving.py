@@ -41,6 +41,7 @@ def test_a_result_that_comes_twice_counts_once() -> None:
         while (step := serving.next_step(1.0)) is not None:
             serving.finish_step(answer(step), 2.0)
             serving.finish_step(answer(step), 3.0)
+            serving.settle()
         await stream.wait_accepted()
         return [output async for output in stream.outputs()]
 
