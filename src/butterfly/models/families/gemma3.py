@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from math import sqrt
 
+import msgspec
+
 from butterfly.errors import UnsupportedModelError
+from butterfly.models.families import llama
 from butterfly.models.families.registry import (
     GGUF_LAYER_NAMES,
     HF_LAYER_NAMES,
@@ -35,17 +38,9 @@ def build(figures: Hyperparameters) -> ModelSpec:
     if scale is None and figures.num_layers == LAYERS_OF_27B:
         scale = (figures.hidden_size / figures.num_heads) ** -0.5
     local_rope = figures.local_rope or Rope(LOCAL_THETA, figures.rope.dim)
-    return ModelSpec(
-        name=figures.name,
+    return msgspec.structs.replace(
+        llama.build(figures),
         family="gemma3",
-        hidden_size=figures.hidden_size,
-        num_heads=figures.num_heads,
-        num_kv_heads=figures.num_kv_heads,
-        head_dim=figures.head_dim,
-        intermediate_size=figures.intermediate_size,
-        vocab_size=figures.vocab_size,
-        max_context=figures.max_context,
-        norm_eps=figures.norm_eps,
         attention_scale=figures.default_scale() if scale is None else scale,
         layers=figures.layers(default_kind, local_rope_index=1),
         ropes=(figures.rope.spec(figures.interleaved_rope), local_rope.spec(figures.interleaved_rope)),
@@ -53,7 +48,6 @@ def build(figures: Hyperparameters) -> ModelSpec:
         embedding_scale=sqrt(figures.hidden_size),
         qk_norm=True,
         post_norms=True,
-        tied_embedding=figures.tied_embedding,
     )
 
 
