@@ -143,6 +143,11 @@ def encode(message: Message) -> bytes:
     return _encoder.encode(message)
 
 
+def encode_invitation(invitation: Invitation) -> bytes:
+    """Return the invitation as one line of JSON. It contains a secret: only for pipes and private files."""
+    return msgspec.json.encode(invitation) + b"\n"
+
+
 def decode(frame: bytes | memoryview, peer: str = "") -> Message:
     """Return the message in `frame`. Raises ProtocolError naming `peer` for anything else."""
     try:

@@ -12,10 +12,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-import msgspec
-
 from butterfly.errors import LaunchError
-from butterfly.messages import Invitation
+from butterfly.messages import Invitation, encode_invitation
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +143,7 @@ class _LocalWorker:
     def _hand_over(self, invitation: Invitation) -> None:
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended already; poll() will say so, with its last words
-            self.process.stdin.write(msgspec.json.encode(invitation) + b"\n")
+            self.process.stdin.write(encode_invitation(invitation))
             self.process.stdin.flush()
 
     def _read(self) -> None:

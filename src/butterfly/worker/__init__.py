@@ -11,7 +11,7 @@ One-hour change: a new message from the coordinator is one branch in `loop.Worke
 in tests/unit/worker; a new resource to announce is one field in `resources` and in messages.Join.
 """
 
-from butterfly.worker.invitation import encode_invitation, read_invitation, write_invitation
+from butterfly.worker.invitation import read_invitation, write_invitation
 from butterfly.worker.lifeline import hold_lifeline
 from butterfly.worker.loop import Deadlines
 from butterfly.worker.process import run_worker
@@ -25,7 +25,6 @@ __all__ = [
     "Stage",
     "StageFactory",
     "StageOutput",
-    "encode_invitation",
     "hold_lifeline",
     "measure_resources",
     "read_invitation",

@@ -10,14 +10,9 @@ import msgspec
 
 from butterfly.communication import KeyPair
 from butterfly.errors import ConfigError
-from butterfly.messages import Invitation
+from butterfly.messages import Invitation, encode_invitation
 
 _MAX_BYTES = 64 << 10
-
-
-def encode_invitation(invitation: Invitation) -> bytes:
-    """Return the invitation as one line. It contains a secret: only for pipes and private files."""
-    return msgspec.json.encode(invitation) + b"\n"
 
 
 def write_invitation(invitation: Invitation, path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from butterfly.communication import KeyPair
 from butterfly.errors import ConfigError
-from butterfly.messages import Invitation, PeerAddress
-from butterfly.worker import encode_invitation, read_invitation, write_invitation
+from butterfly.messages import Invitation, PeerAddress, encode_invitation
+from butterfly.worker import read_invitation, write_invitation
 
 
 @pytest.fixture
