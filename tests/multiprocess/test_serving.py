@@ -109,10 +109,13 @@ def test_killing_the_server_while_it_loads_takes_its_workers_along() -> None:
 def test_a_killed_worker_ends_its_streams_by_name() -> None:
     with Server(workers=2).wait_ready() as server:
         with endless_stream(server) as stream:
+            metric = 'worker_resident_bytes{worker="worker-1"}'
+            assert metric in httpx.get(f"{server.url}/metrics").text
             server.workers()[1].kill()
             reason = "worker worker-1 was killed by signal 9"
             assert reason in read_to_the_error(stream)
         expect_refusals(server, reason)
+        assert metric not in httpx.get(f"{server.url}/metrics").text
         server.interrupt()
         assert server.wait_gone() == 130
 

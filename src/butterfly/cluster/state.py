@@ -99,6 +99,11 @@ class ClusterState:
         """The last events, oldest first, without heartbeats, progress and ticks."""
         return tuple(self._story)
 
+    def quietest_worker(self) -> str:
+        """Return the connected worker that was heard of least recently: who to suspect when a step is late."""
+        connected = [member for member in self._members.values() if member.is_connected]
+        return min(connected, key=lambda member: member.heard_s).name
+
     def snapshot(self) -> tuple[WorkerStatus, ...]:
         """Return the status of every expected worker, in the order of expectation."""
         stages = {stage.worker: stage for stage in self._plan.stages} if self._plan else {}

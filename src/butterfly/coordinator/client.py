@@ -36,10 +36,11 @@ class CoordinatorClient:
 
     async def submit(self, request: Request) -> AsyncIterator[RequestOutput]:
         """Queue a request and return its outputs. Raises RequestError when it is refused."""
-        largest = max(request.prompt_token_ids, default=0)
-        if not 0 <= largest < self._coordinator.vocab_size:  # a tokenizer may know more tokens than the model
+        known = range(self._coordinator.vocab_size)  # a tokenizer may have more tokens than the model
+        unknown = next((token_id for token_id in request.prompt_token_ids if token_id not in known), None)
+        if unknown is not None:
             raise InvalidRequestError(
-                f"token id {largest} is outside the model's vocabulary of {self._coordinator.vocab_size}", "prompt"
+                f"token id {unknown} is outside the model's vocabulary of {self._coordinator.vocab_size}", "prompt"
             )
         stream = RequestStream(request, asyncio.get_running_loop(), time.monotonic())
         self._coordinator.post(lambda: self._accept(stream))

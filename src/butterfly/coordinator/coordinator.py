@@ -44,7 +44,7 @@ class Coordinator:
         metrics: Metrics,
     ) -> None:
         self._model, self._launcher, self._config, self._state = model, launcher, config, state
-        self._transport, self._inbox = transport, inbox
+        self._inbox = inbox
         self._pipeline = Pipeline(transport, inbox.address, config.send_timeout_s)
         self._gate = EpochGate()
         self._metrics = metrics
@@ -52,7 +52,6 @@ class Coordinator:
         self._serving: Serving | None = None
         self._is_issuing = False
         self._plan: Plan | None = None
-        self._heard_s: dict[str, float] = {}  # when each worker last sent anything
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopped = False
         self._lock = threading.Lock()  # no command may slip in between the last look at them and the end
@@ -153,11 +152,8 @@ class Coordinator:
     def _check_step_deadline(self, serving: Serving, now_s: float) -> None:
         late = serving.oldest_step_age_s(now_s)
         if late > self._config.step_timeout_s:
-            assert self._plan is not None
-            stages = [stage.worker for stage in self._plan.stages]
-            quietest = min(stages, key=lambda worker: self._heard_s.get(worker, 0.0))
             self._worker_failed(
-                quietest,
+                self._state.quietest_worker(),
                 f"a step did not come back within {self._config.step_timeout_s:g} s, and of the workers this one "
                 f"has been silent for longest; if the machine is only slow, raise --step-timeout",
             )
@@ -177,7 +173,6 @@ class Coordinator:
 
     def _take(self, received: Received) -> None:
         message, sender, now_s = received.message, received.sender, received.received_s
-        self._heard_s[sender] = now_s
         if not self._gate.admits(message, sender):
             self._metrics.message_dropped()
             return
@@ -247,6 +242,7 @@ class Coordinator:
             self._is_issuing = False
         elif isinstance(action, cluster.FailRequests):
             self._end_requests(action.reason)
+            self._forget_lost_workers()
         elif isinstance(action, cluster.ShutDownWorkers):
             for worker in action.workers:
                 self._pipeline.try_send(worker, Shutdown(epoch=self._gate.epoch, reason=action.reason))
@@ -271,12 +267,12 @@ class Coordinator:
     def _start_serving(self) -> None:
         assert self._plan is not None
         workload, max_context = self._config.workload, self._model.spec.max_context
-        # Rounded up to blocks, a few tokens over what was planned: a request of the full context must fit.
-        whole_blocks = -(-min(workload.context, max_context) // BLOCK_SIZE)
+        # Each sequence may leave a part of its last block empty; without this the full context would not fit.
+        rounding = workload.concurrency * (BLOCK_SIZE - 1)
         config = SchedulerConfig(
             num_slots=self._config.num_slots or len(self._plan.stages),
             max_num_sequences=workload.concurrency,
-            kv_capacity_tokens=workload.concurrency * whole_blocks * BLOCK_SIZE,
+            kv_capacity_tokens=self._plan.kv_capacity_tokens + rounding,
             block_size=BLOCK_SIZE,
             max_context=max_context,
             max_waiting_tokens=self._config.max_waiting_tokens,
@@ -284,6 +280,11 @@ class Coordinator:
         )
         self._serving = Serving(Scheduler(config), self._metrics, self.statistics)
         self._is_issuing = True
+
+    def _forget_lost_workers(self) -> None:
+        for worker in self._state.snapshot():
+            if worker.phase == "lost":
+                self._metrics.worker_lost(worker.name)
 
     def _end_requests(self, reason: str) -> None:
         serving, self._serving = self._serving, None

@@ -58,10 +58,6 @@ class Scheduler:
         return sum(state.num_tokens for state in self._waiting)
 
     @property
-    def num_in_flight_steps(self) -> int:
-        return len(self._in_flight)
-
-    @property
     def has_unfinished(self) -> bool:
         """Some request has not ended. Releases alone do not count, though `schedule()` may carry them."""
         return bool(self._unfinished)

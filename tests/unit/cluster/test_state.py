@@ -129,6 +129,13 @@ def test_only_the_silent_worker_is_named() -> None:
     assert state.detail == "worker w1 was silent for more than 10 s"
 
 
+def test_the_quietest_worker_is_the_one_heard_of_least_recently() -> None:
+    state = ready()
+    for name, now_s in (("w0", 6.0), ("w2", 5.0), ("w1", 5.5)):
+        state.handle(beat(name, now_s))
+    assert state.quietest_worker() == "w2"
+
+
 def test_a_worker_that_joined_must_beat_while_it_waits_for_the_others() -> None:
     state = starting()
     state.handle(joined("w2", now_s=1.0))
