@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from butterfly.specs import ComputeDType, Spec
+from butterfly.specs import ComputeDType, PrefixReuse, Spec
 
 
 class ClusterConfig(Spec, frozen=True):
@@ -16,8 +16,12 @@ class ClusterConfig(Spec, frozen=True):
     memory_bytes: int = 0  # per worker; 0: the free memory shared evenly
     context: int = 0  # tokens of one request; 0: the model's, at most DEFAULT_CONTEXT
     max_num_sequences: int = 8  # requests in a batch
+    kv_tokens: int = 0  # tokens of KV cache in all; 0: context x max_num_sequences
+    prefix_reuse: PrefixReuse = "all"
+    max_num_batched_tokens: int = 512  # tokens of one step at most
+    target_ttft_s: float = 60.0  # requests that would wait longer than this for their first token are refused
     encrypt: bool = True
-    num_slots: int = 0  # steps in flight; 0: one per stage; 1: the plain loop
+    num_slots: int = 0  # steps in flight; 0: one per stage and one spare; 1: the plain loop
     step_timeout_s: float = 300.0  # of one step through all stages, waiting behind others included
     heartbeat_timeout_s: float = 10.0  # of a worker's silence, after which it is lost
 

@@ -20,6 +20,7 @@ ButterflyError                      an expected failure: one line for the user, 
     ├── OverloadedError             the queue is full; try again after `retry_after_s`
     ├── NotReadyError               the model is not loaded on every stage
     └── RequestFailedError          an accepted request that ended with `error`
+        └── RequestTimeoutError     because its own deadline passed
 
 Foreign errors (torch, zmq, OS) are translated to the most specific kind where they are caught.
 """
@@ -129,3 +130,7 @@ class NotReadyError(RequestError):
 
 class RequestFailedError(RequestError):
     """An accepted request that ended with finish reason `error`."""
+
+
+class RequestTimeoutError(RequestFailedError):
+    """An accepted request whose `timeout_s` passed before it ended."""

@@ -13,6 +13,7 @@ from butterfly.specs import (
     ComputeDType,
     ModelSpec,
     SampledToken,
+    ScoredTokens,
     Spec,
     StagePlan,
     StageTiming,
@@ -20,7 +21,7 @@ from butterfly.specs import (
     TensorEntry,
 )
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class PeerAddress(Spec, frozen=True):
@@ -96,6 +97,7 @@ class Result(_Message, frozen=True):
     step_id: int
     samples: tuple[SampledToken, ...]
     timings: tuple[StageTiming, ...]
+    scores: tuple[ScoredTokens, ...] = ()
 
 
 # ------------------------------------------------------------------------- coordinator -> worker

@@ -129,6 +129,7 @@ class WorkloadSpec(Spec, frozen=True):
 
     concurrency: int = 1  # sequences in flight
     context: int = 2048  # tokens of KV cache per sequence
+    kv_tokens: int = 0  # tokens of KV cache in all, when less than concurrency x context; 0: that product
     objective: Objective = "latency"
 
 
@@ -163,11 +164,29 @@ class Plan(Spec, frozen=True):
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
+PrefixReuse = Literal["all", "prompt", "off"]
+"""Whose KV cache a request may start from: any earlier token's, prompt tokens' only, nobody's.
+
+`prompt` is for engines that compute prompt and generated tokens with different kernels: there, what was generated
+has other bits than the same tokens read as a prompt.
+"""
+
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
+
+
+class GrammarSpec(Spec, frozen=True):
+    """What every output must match. Compiled where the tokenizer is; stages only ever see token masks."""
+
+    kind: GrammarKind
+    text: str = ""  # the schema (JSON), the pattern, a JSON list of strings, the grammar; json_object: empty
+    param: str = "response_format"  # the request field that asked for it, for error messages
+
 
 class SamplingSpec(Spec, frozen=True):
     """x = argmax(logits / temperature + Gumbel(seed, position)) after top-k, top-p and min-p.
 
-    Travels to the last stage with every step that samples. temperature 0 is greedy.
+    The logits are first changed by bias, penalties and what `SamplingContext` forbids. Travels to the last
+    stage with every step that samples. temperature 0 is greedy.
     """
 
     seed: int = 0  # 64 bits, unsigned; the coordinator draws one when the client gives none
@@ -175,6 +194,15 @@ class SamplingSpec(Spec, frozen=True):
     top_k: int = 0  # 0: all
     top_p: float = 1.0
     min_p: float = 0.0
+    presence_penalty: float = 0.0  # subtracted once from every token of the output so far
+    frequency_penalty: float = 0.0  # subtracted for every occurrence in the output so far
+    repetition_penalty: float = 1.0  # divides positive, multiplies negative logits of prompt and output tokens
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
+    num_logprobs: int | None = None  # None: none; k: the sampled token's and those of the k likeliest
+
+    @property
+    def has_penalties(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1.0
 
 
 class Request(Spec, frozen=True):
@@ -185,6 +213,20 @@ class Request(Spec, frozen=True):
     max_tokens: int  # output tokens at most, >= 1
     sampling: SamplingSpec = SamplingSpec()
     stop_token_ids: tuple[int, ...] = ()  # the output ends with `stop` when one is sampled
+    min_tokens: int = 0  # no stop token is sampled before
+    num_prompt_logprobs: int | None = None  # None: none; k: every prompt token's but the first, and the k likeliest
+    grammar: GrammarSpec | None = None
+    tenant: str = ""  # whose request: tenants share the cluster evenly, however many requests each has
+    priority: int = 0  # smaller numbers first, over all tenants; preempted last
+    timeout_s: float | None = None  # ends with an error when it has not ended so long after it arrived
+
+
+class TokenLogprobs(Spec, frozen=True):
+    """Natural logarithms of the model's own probabilities: before bias, penalties, masks and temperature."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob) of the likeliest, likeliest first
 
 
 class RequestOutput(Spec, frozen=True):
@@ -196,9 +238,22 @@ class RequestOutput(Spec, frozen=True):
     num_output_tokens: int  # so far
     finish_reason: FinishReason | None = None
     error: str = ""  # one line, with finish_reason "error"
+    timed_out: bool = False  # with finish_reason "error": its `timeout_s` has passed
+    num_cached_tokens: int = 0  # prompt tokens that were found in the KV cache instead of computed
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of token_ids, when the request asks for them
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1, 2, ...: all of them, with the first output
 
 
 # ---------------------------------------------------------------------------------------- steps
+
+
+class SamplingContext(Spec, frozen=True):
+    """What sampling one position needs to know of its sequence: a stage remembers no tokens."""
+
+    output_counts: tuple[tuple[int, int], ...] = ()  # (token id, occurrences in the output), for penalties
+    prompt_token_ids: tuple[int, ...] = ()  # each once; for the repetition penalty
+    banned_token_ids: tuple[int, ...] = ()  # not sampled here, unless nothing else is allowed
+    mask: bytes = b""  # deflated (zlib); bit i%8 of byte i//8 says whether token i is allowed; empty: all are
 
 
 class SequenceStep(Spec, frozen=True):
@@ -210,15 +265,31 @@ class SequenceStep(Spec, frozen=True):
     prompt_length: int  # positions below this are prompt tokens, whatever the chunking
     token_ids: tuple[int, ...] = ()  # for the first stage only; stripped after it
     sampling: SamplingSpec | None = None  # set: sample the token after the last position
+    context: SamplingContext | None = None  # only with `sampling`, and only when it says something
+    scored_token_ids: tuple[int, ...] = ()  # the tokens at start + 1, start + 2, ...: report their logprobs
+    num_scored_top: int = 0  # and so many of the likeliest at each of these positions
+
+
+class Adoption(Spec, frozen=True):
+    """A new sequence starts with the first `num_tokens` cached tokens of another."""
+
+    sequence_id: int
+    source_id: int
+    num_tokens: int
+    keeps_source: bool  # True: a copy; False: the cache itself, and the source is gone
 
 
 class StepPlan(Spec, frozen=True):
-    """One pass through all stages, decided by the scheduler. Sequences are told, never asked for."""
+    """One pass through all stages, decided by the scheduler. Sequences are told, never asked for.
+
+    A stage first drops `released`, then carries out `adopted`, in order, then computes.
+    """
 
     step_id: int
     slot: int
     sequences: tuple[SequenceStep, ...]
     released: tuple[int, ...] = ()  # sequence ids whose KV cache is dropped before this step
+    adopted: tuple[Adoption, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -229,6 +300,15 @@ class SampledToken(Spec, frozen=True):
     sequence_id: int
     position: int  # of the sampled token in its sequence
     token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+class ScoredTokens(Spec, frozen=True):
+    """Logprobs of known tokens: those that a SequenceStep named in `scored_token_ids`."""
+
+    sequence_id: int
+    start: int  # position of the first of them: one after the step's own start
+    logprobs: tuple[TokenLogprobs, ...]
 
 
 class StageTiming(Spec, frozen=True):
@@ -245,6 +325,7 @@ class StepResult(Spec, frozen=True):
     step_id: int
     samples: tuple[SampledToken, ...]
     timings: tuple[StageTiming, ...] = ()
+    scores: tuple[ScoredTokens, ...] = ()
 
 
 # --------------------------------------------------------------------------------------- status
@@ -280,4 +361,6 @@ class ClusterStatus(Spec, frozen=True):
     plan: Plan | None = None
     running_requests: int = 0
     waiting_requests: int = 0
+    kv_used_tokens: int = 0  # of plan.kv_capacity_tokens: held by running requests
+    kv_kept_tokens: int = 0  # held by finished ones, for the next request with the same beginning
     detail: str = ""  # one line: why not ready
