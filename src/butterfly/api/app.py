@@ -1,124 +1,115 @@
-"""The routes. Each is a few lines: parse, build, start, answer."""
+"""The application: every route in one place, each a few lines."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from fastapi import FastAPI, Request, Response
-from starlette.exceptions import HTTPException
 
 from butterfly import __version__
-from butterfly.api import problems
-from butterfly.api.answering import Envelope, StreamedAnswer, unless_disconnected, whole_answer
-from butterfly.api.bodies import BodyT, ChatBody, CompletionBody, parse_body
-from butterfly.api.building import Job, chat_job, check_model, completion_job
+from butterfly.api import problems, shapes
+from butterfly.api.building import check_model
 from butterfly.api.call_ids import CallIdMiddleware
-from butterfly.api.formats import ChatFormat, CompletionFormat, Format, Json
-from butterfly.api.generation import Generation
+from butterfly.api.endpoints import CHAT, COMPLETIONS, Service
 from butterfly.api.interfaces import EngineClient, MetricsSource, ServedModel
+from butterfly.api.keys import ApiKeys, KeyMiddleware
+from butterfly.api.openapi import GENERATION_PROBLEMS, add_document, described
 from butterfly.api.problems import json_response
-
-MAX_BODY_BYTES = 16 * 1024 * 1024  # some four million tokens of text, more than any context
-
-_JobBuilder = Callable[[ServedModel, BodyT, str], Awaitable[Job]]
+from butterfly.api.tokenizing import add_tokenizing_routes
+from butterfly.specs import ClusterStatus
 
 
-def create_app(engine: EngineClient, model: ServedModel, *, metrics: MetricsSource | None = None) -> FastAPI:
-    """Return the application that serves `model` through `engine`. `metrics` None: no /metrics."""
+def create_app(
+    engine: EngineClient,
+    model: ServedModel,
+    *,
+    metrics: MetricsSource | None = None,
+    keys: ApiKeys | None = None,
+    default_timeout_s: float | None = None,
+) -> FastAPI:
+    """Return the application that serves `model` through `engine`.
+
+    `metrics` None: no /metrics. `keys` None: everybody may call. `default_timeout_s`: how long a call may
+    take at most, also when it asks for longer; None: as long as it asks for, or for ever.
+    """
     # The generated documentation pages load scripts from elsewhere; ordinary clusters may have no internet.
     app = FastAPI(title="Butterfly", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(CallIdMiddleware)
+    if keys is not None:
+        app.add_middleware(KeyMiddleware, keys=keys)
+    app.add_middleware(CallIdMiddleware)  # around the one above: a refused key has an id too
     problems.install(app)
-    _add_generation_routes(app, engine, model)
+    _add_generation_routes(app, Service(engine, model, default_timeout_s))
     _add_model_routes(app, model)
+    add_tokenizing_routes(app, model)
     _add_operator_routes(app, engine, metrics)
+    add_document(app, model, asks_for_keys=keys is not None)
     return app
 
 
-def _add_generation_routes(app: FastAPI, engine: EngineClient, model: ServedModel) -> None:
-    @app.post("/v1/chat/completions")
+def _add_generation_routes(app: FastAPI, service: Service) -> None:
+    chat = described(
+        "Answer a chat.",
+        body=CHAT.body,
+        answer=shapes.ChatCompletion,
+        stream=shapes.ChatCompletionChunk,
+        problems=GENERATION_PROBLEMS,
+    )
+    completion = described(
+        "Complete a prompt.",
+        body=COMPLETIONS.body,
+        answer=shapes.Completion,
+        stream=shapes.Completion,
+        problems=GENERATION_PROBLEMS,
+    )
+
+    @app.post("/v1/chat/completions", **chat)
     async def chat_completions(request: Request) -> Response:
-        body = parse_body(ChatBody, await _read_body(request))
-        return await _answer(request, body, chat_job, ChatFormat())
+        return await service.answer(CHAT, request)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", **completion)
     async def completions(request: Request) -> Response:
-        body = parse_body(CompletionBody, await _read_body(request))
-        return await _answer(request, body, completion_job, CompletionFormat())
-
-    async def _answer(request: Request, body: BodyT, build_job: _JobBuilder[BodyT], format: Format) -> Response:
-        answer = _generate(request, body, build_job, format)
-        # A client that has left reads nothing: any response will do.
-        return await unless_disconnected(request.receive, answer) or Response(status_code=problems.CLIENT_LEFT)
-
-    async def _generate(request: Request, body: BodyT, build_job: _JobBuilder[BodyT], format: Format) -> Response:
-        envelope = Envelope.new(format, model.id)
-        generation = Generation(engine, model.tokenizer, await build_job(model, body, envelope.id))
-        is_handed_over = False
-        try:
-            await generation.start()
-            if not body.stream:
-                return await whole_answer(generation, envelope)
-            call_id = request.scope["butterfly.call_id"]
-            answer = StreamedAnswer(generation, envelope, call_id, with_usage=body.includes_usage)
-            is_handed_over = True
-            return answer
-        finally:
-            if not is_handed_over:
-                await generation.close()
+        return await service.answer(COMPLETIONS, request)
 
 
 def _add_model_routes(app: FastAPI, model: ServedModel) -> None:
-    card: Json = {
-        "id": model.id,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "butterfly",
-        "max_model_len": model.max_context,  # not OpenAI's, but clients of other servers look for it
-    }
+    card = shapes.ModelCard(id=model.id, created=model.created, max_model_len=model.max_context)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", **described("List the served model.", answer=shapes.ModelList))
     async def models() -> Response:
-        return json_response({"object": "list", "data": [card]})
+        return json_response(shapes.ModelList(data=[card]))
 
-    @app.get("/v1/models/{model_id:path}")  # a path, as ids such as org/name have slashes
+    # A path, as ids such as org/name have slashes.
+    @app.get("/v1/models/{model_id:path}", **described("Describe a model.", answer=shapes.ModelCard, problems=(404,)))
     async def one_model(model_id: str) -> Response:
         check_model(model, model_id)
         return json_response(card)
 
 
 def _add_operator_routes(app: FastAPI, engine: EngineClient, metrics: MetricsSource | None) -> None:
-    @app.get("/health")
+    @app.get("/health", **described("Tell whether the process answers.", answer=shapes.Health))
     async def health() -> Response:
-        return json_response({"status": "ok"})
+        return json_response(shapes.Health())
 
-    @app.get("/ready")
+    readiness = described("Tell whether the model is loaded.", answer=shapes.Readiness, statuses=(200, 503))
+
+    @app.get("/ready", **readiness)
     async def ready() -> Response:
         status = engine.status()
         is_ready = status.phase == "ready"
-        content = {"ready": is_ready, "phase": status.phase, "detail": status.detail}
+        content = shapes.Readiness(ready=is_ready, phase=status.phase, detail=status.detail)
         return json_response(content, 200 if is_ready else 503)
 
-    @app.get("/status")
+    @app.get("/status", **described("Describe the cluster.", answer=ClusterStatus))
     async def cluster_status() -> Response:
         return json_response(engine.status())
 
-    @app.get("/version")
+    @app.get("/version", **described("Tell the version.", answer=shapes.Version))
     async def version() -> Response:
-        return json_response({"version": __version__})
+        return json_response(shapes.Version(version=__version__))
 
     if metrics is not None:
+        content = {metrics.content_type: {"schema": {"type": "string"}}}
 
-        @app.get("/metrics")
+        @app.get(
+            "/metrics", response_class=Response, responses={200: {"description": "For Prometheus.", "content": content}}
+        )
         async def prometheus() -> Response:
             return Response(metrics.render(), headers={"content-type": metrics.content_type})
-
-
-async def _read_body(request: Request) -> bytes:
-    """Return the body. Raises HTTPException 413 without reading on, so that memory stays bounded."""
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"the request body is larger than {MAX_BODY_BYTES} bytes")
-    return bytes(body)

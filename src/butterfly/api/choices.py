@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 from butterfly.api.interfaces import TokenStream
-from butterfly.errors import RequestFailedError
-from butterfly.specs import Request, RequestOutput
+from butterfly.errors import RequestFailedError, RequestTimeoutError
+from butterfly.specs import Request, RequestOutput, TokenLogprobs
 
-ClientReason = Literal["stop", "length"]  # the finish reasons a client may see
+ClientReason = Literal["stop", "length"]  # how the text of a choice ends
 
 
 class StopFilter:
@@ -19,8 +21,10 @@ class StopFilter:
     ends the text; of several complete at the same character, the longest.
     """
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: tuple[str, ...], *, keeps_stop: bool = False) -> None:
+        """`keeps_stop`: the stop string that is met still goes out."""
         self._stops = stops
+        self._keeps_stop = keeps_stop
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
@@ -29,8 +33,8 @@ class StopFilter:
         self._held = ""
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
-            _, start = min(found)
-            return text[:start], True
+            end, start = min(found)
+            return text[: end if self._keeps_stop else start], True
         cut = len(text) - self._num_open(text)
         self._held = text[cut:]
         return text[:cut], False
@@ -51,6 +55,15 @@ def _overlap(text: str, stop: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownToken:
+    """A generated token whose text, if it has any, has gone out."""
+
+    logprobs: TokenLogprobs
+    offset: int  # characters of the choice's text before it
+    is_silent: bool  # it ended the output and is no part of its text
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceEvent:
     """What one engine output added to a choice."""
 
@@ -58,42 +71,90 @@ class ChoiceEvent:
     text: str
     finish_reason: ClientReason | None
     num_tokens: int  # output tokens so far
+    tokens: tuple[ShownToken, ...] = ()  # only when the request asks for logprobs
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1, 2, ...; in the first event, when asked for
 
 
 class Choice:
-    """The text of one choice, built token by token."""
+    """The text of one choice, built token by token.
 
-    def __init__(self, index: int, request: Request, stream: TokenStream, stops: tuple[str, ...]) -> None:
+    Logprobs go out with the text of their token: they wait when it is held back, and those of tokens behind
+    a stop string never go out.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        request: Request,
+        stream: TokenStream,
+        stops: tuple[str, ...] = (),
+        *,
+        keeps_stop: bool = False,
+        silent_token_ids: Collection[int] | None = None,
+        is_prompt_only: bool = False,
+    ) -> None:
+        """Stop strings are looked for in what comes after `request.min_tokens` tokens.
+
+        `keeps_stop`: the stop string that ends the text stays in it. `silent_token_ids` have no text; None:
+        the request's stop tokens. `is_prompt_only`: only the prompt's logprobs are wanted, no output.
+        """
         self._index = index
         self._request = request
         self._stream = stream
-        self._stop_filter = StopFilter(stops)
+        self._stop_filter = StopFilter(stops, keeps_stop=keeps_stop)
+        self._silent = frozenset(request.stop_token_ids if silent_token_ids is None else silent_token_ids)
+        self._is_prompt_only = is_prompt_only
         self._num_tokens = 0
+        self._num_decoded = 0  # characters
+        self._num_released = 0  # characters that went out
+        self._waiting: deque[ShownToken] = deque()
 
     def advance(self, output: RequestOutput) -> ChoiceEvent:
         """Return what `output` adds. Raises RequestFailedError for one that ended with error or abort."""
-        if output.finish_reason in ("error", "abort"):
-            reason = output.error or "the request was aborted by the server"
-            raise RequestFailedError(reason, self._request.request_id)
+        self._raise_failure(output)
+        if self._is_prompt_only:
+            reason: ClientReason | None = None if output.finish_reason is None else "length"
+            return ChoiceEvent(self._index, "", reason, 0, prompt_logprobs=output.prompt_logprobs)
         pieces: list[str] = []
-        for token_id in output.token_ids:
+        for number, token_id in enumerate(output.token_ids):
             self._num_tokens += 1
-            if token_id in self._request.stop_token_ids:
-                continue  # the end of the output, not part of its text
-            if self._passes(self._stream.step(token_id), pieces):
-                return self._event(pieces, "stop")
+            is_silent = token_id in self._silent
+            if self._request.sampling.num_logprobs is not None:
+                self._waiting.append(ShownToken(output.logprobs[number], self._num_decoded, is_silent))
+            if not is_silent and self._passes(self._stream.step(token_id), pieces):
+                return self._event(output, pieces, "stop")
         if output.finish_reason is None:
-            return self._event(pieces, None)
+            return self._event(output, pieces, None)
         if self._passes(self._stream.flush(), pieces):
-            return self._event(pieces, "stop")
+            return self._event(output, pieces, "stop")
         pieces.append(self._stop_filter.flush())
-        return self._event(pieces, "stop" if output.finish_reason == "stop" else "length")
+        return self._event(output, pieces, "stop" if output.finish_reason == "stop" else "length", is_complete=True)
+
+    def _raise_failure(self, output: RequestOutput) -> None:
+        if output.finish_reason in ("error", "abort"):
+            kind = RequestTimeoutError if output.timed_out else RequestFailedError
+            raise kind(output.error or "the request was aborted by the server", self._request.request_id)
 
     def _passes(self, text: str, pieces: list[str]) -> bool:
         """Append what of `text` may go out. Return whether a stop string was met."""
+        self._num_decoded += len(text)
+        if self._num_tokens <= self._request.min_tokens:
+            pieces.append(text)
+            return False
         allowed, is_stopped = self._stop_filter.push(text)
         pieces.append(allowed)
         return is_stopped
 
-    def _event(self, pieces: list[str], finish_reason: ClientReason | None) -> ChoiceEvent:
-        return ChoiceEvent(self._index, "".join(pieces), finish_reason, self._num_tokens)
+    def _event(
+        self, output: RequestOutput, pieces: list[str], finish_reason: ClientReason | None, *, is_complete: bool = False
+    ) -> ChoiceEvent:
+        """`is_complete`: all text is out, so that tokens without text wait for nothing any more."""
+        text = "".join(pieces)
+        self._num_released += len(text)
+        shown = []
+        # A token that made no text of its own (a part of a character) has the offset of the text to come.
+        while self._waiting and (is_complete or self._waiting[0].offset < self._num_released):
+            shown.append(self._waiting.popleft())
+        return ChoiceEvent(
+            self._index, text, finish_reason, self._num_tokens, tuple(shown), prompt_logprobs=output.prompt_logprobs
+        )

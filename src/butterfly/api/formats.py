@@ -1,79 +1,53 @@
-"""The shapes of OpenAI's answers: one class per endpoint, the same methods."""
+"""How an answer is written, whichever endpoint it is of."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from butterfly.api.choices import ClientReason
+from msgspec import UnsetType
 
-Json = dict[str, Any]
+from butterfly.api.choices import ChoiceEvent
+from butterfly.api.shapes import PromptTokensDetails, Shape, Usage
 
 
-def usage_of(num_prompt_tokens: int, num_output_tokens: int) -> Json:
-    return {
-        "prompt_tokens": num_prompt_tokens,
-        "completion_tokens": num_output_tokens,
-        "total_tokens": num_prompt_tokens + num_output_tokens,
-    }
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every body and chunk of one answer has in common."""
+
+    id: str
+    model: str
+    created: int  # seconds since 1970
+
+    @classmethod
+    def new(cls, prefix: str, model_id: str) -> Head:
+        return cls(f"{prefix}{uuid.uuid4().hex}", model_id, int(time.time()))
+
+
+ChunkUsage = Usage | None | UnsetType
+"""The usage so far; None: it comes in a later chunk; UNSET: the client has not asked for it."""
 
 
 class Format(Protocol):
-    """How the choices of one call are written."""
+    """Writes the answer of one call, once: whole, or in chunks."""
 
-    whole_object: ClassVar[str]
-    chunk_object: ClassVar[str]
-    id_prefix: ClassVar[str]
+    def whole(self, events: Sequence[Sequence[ChoiceEvent]], usage: Usage) -> Shape:
+        """Return the whole answer from all events of each choice."""
 
-    def opening(self, index: int) -> Json | None:
-        """Return the choice of the chunk before the first text of choice `index`, or None."""
+    def chunks(self, event: ChoiceEvent, usage: ChunkUsage) -> Iterator[Shape]:
+        """Return the chunks that one event makes: perhaps none."""
 
-    def delta(self, index: int, text: str) -> Json: ...
-
-    def closing(self, index: int, reason: ClientReason) -> Json: ...
-
-    def whole(self, index: int, text: str, reason: ClientReason) -> Json: ...
+    def usage_chunk(self, usage: Usage) -> Shape:
+        """Return the chunk at the end that has no choices."""
 
 
-class ChatFormat:
-    whole_object: ClassVar[str] = "chat.completion"
-    chunk_object: ClassVar[str] = "chat.completion.chunk"
-    id_prefix: ClassVar[str] = "chatcmpl-"
-
-    def opening(self, index: int) -> Json | None:
-        return _chat_chunk(index, {"role": "assistant", "content": ""}, None)
-
-    def delta(self, index: int, text: str) -> Json:
-        return _chat_chunk(index, {"content": text}, None)
-
-    def closing(self, index: int, reason: ClientReason) -> Json:
-        return _chat_chunk(index, {}, reason)
-
-    def whole(self, index: int, text: str, reason: ClientReason) -> Json:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
-
-
-class CompletionFormat:
-    whole_object: ClassVar[str] = "text_completion"
-    chunk_object: ClassVar[str] = "text_completion"
-    id_prefix: ClassVar[str] = "cmpl-"
-
-    def opening(self, index: int) -> Json | None:
-        return None
-
-    def delta(self, index: int, text: str) -> Json:
-        return _completion_choice(index, text, None)
-
-    def closing(self, index: int, reason: ClientReason) -> Json:
-        return _completion_choice(index, "", reason)
-
-    def whole(self, index: int, text: str, reason: ClientReason) -> Json:
-        return _completion_choice(index, text, reason)
-
-
-def _chat_chunk(index: int, delta: Json, reason: ClientReason | None) -> Json:
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-
-
-def _completion_choice(index: int, text: str, reason: ClientReason | None) -> Json:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+def usage_of(num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int) -> Usage:
+    return Usage(
+        prompt_tokens=num_prompt_tokens,
+        completion_tokens=num_output_tokens,
+        total_tokens=num_prompt_tokens + num_output_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached_tokens),
+    )

@@ -34,11 +34,22 @@ class Generation:
         self._pumps: list[asyncio.Task[None]] = []
         self._events: asyncio.Queue[ChoiceEvent | asyncio.Task[None]] = asyncio.Queue()
         self._num_running = 0
-        self.num_output_tokens = 0
+        self._num_output_tokens = [0] * len(job.requests)  # up to the last event that was read
+        self._num_cached_tokens = [0] * len(job.requests)
 
     @property
     def num_prompt_tokens(self) -> int:
         return self._job.num_prompt_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Of all choices, up to the last event that was read."""
+        return sum(self._num_output_tokens)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that were not computed for the first choice of their prompt: the others share with it."""
+        return sum(self._num_cached_tokens[:: self._job.num_choices_per_prompt])
 
     @property
     def num_choices(self) -> int:
@@ -50,8 +61,7 @@ class Generation:
             # Marked before it is submitted: a client may leave while the engine decides.
             self._open.add(request.request_id)
             outputs = await self._engine.submit(request)
-            choice = Choice(index, request, self._tokenizer.stream(), self._job.stops)
-            pump = asyncio.create_task(self._pump(request, choice, outputs))
+            pump = asyncio.create_task(self._pump(index, request, outputs))
             pump.add_done_callback(self._events.put_nowait)
             self._pumps.append(pump)
             self._num_running += 1
@@ -61,6 +71,7 @@ class Generation:
         while self._num_running:
             event = await self._events.get()
             if not isinstance(event, asyncio.Task):
+                self._num_output_tokens[event.index] = event.num_tokens
                 return event
             self._num_running -= 1
             if (error := event.exception()) is not None:
@@ -76,26 +87,37 @@ class Generation:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
-    async def _pump(self, request: Request, choice: Choice, outputs: AsyncIterator[RequestOutput]) -> None:
+    async def _pump(self, index: int, request: Request, outputs: AsyncIterator[RequestOutput]) -> None:
         try:
-            await self._read(request, choice, outputs)
+            await self._read(index, request, outputs)
         finally:
             if isinstance(outputs, AsyncGenerator):
                 await outputs.aclose()
 
-    async def _read(self, request: Request, choice: Choice, outputs: AsyncIterator[RequestOutput]) -> None:
-        num_tokens = 0
+    async def _read(self, index: int, request: Request, outputs: AsyncIterator[RequestOutput]) -> None:
+        choice = self._choice(index, request)
         async for output in outputs:
             if output.finish_reason is not None:
                 self._open.discard(request.request_id)
+            self._num_cached_tokens[index] = max(self._num_cached_tokens[index], output.num_cached_tokens)
             event = choice.advance(output)
-            self.num_output_tokens += event.num_tokens - num_tokens
-            num_tokens = event.num_tokens
             self._events.put_nowait(event)
             if event.finish_reason is not None:
                 self._abort_if_open(request.request_id)
                 return
         raise RequestFailedError("the engine ended the request without a reason", request.request_id)
+
+    def _choice(self, index: int, request: Request) -> Choice:
+        job = self._job
+        return Choice(
+            index,
+            request,
+            self._tokenizer.stream(job.skips_special_tokens),
+            job.stops,
+            keeps_stop=job.keeps_stop,
+            silent_token_ids=job.silent_token_ids,
+            is_prompt_only=job.is_prompt_only,
+        )
 
     def _abort_if_open(self, request_id: str) -> None:
         """A stop string ends a choice before the engine knows."""

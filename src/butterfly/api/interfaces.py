@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from butterfly.specs import ClusterStatus, Request, RequestOutput
 
@@ -42,18 +42,31 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The control tokens, which are no text: hidden when an output is decoded, unless asked for."""
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
     def stream(self, skip_special_tokens: bool = True) -> TokenStream: ...
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return what a token stands for by itself, special or not; b"" for an id without meaning."""
+
 
 class ChatTemplate(Protocol):
-    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """Return the prompt text. A message has `role` (system, user, assistant) and `content`.
+    @property
+    def source(self) -> str:
+        """The template as it is written: it shows how its model spells tool calls."""
 
-        Raises InvalidRequestError when the template refuses the messages.
+    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **extra: Any) -> str:
+        """Return the prompt text.
+
+        A message has `role` (system, user, assistant, tool) and `content`, perhaps `name`, `tool_calls`
+        and `tool_call_id`; `extra` are more variables (`tools`). Raises InvalidRequestError when the
+        template refuses the messages.
         """
 
 
@@ -73,5 +86,7 @@ class ServedModel:
     max_context: int  # tokens, prompt and output together
     chat_template: ChatTemplate | None = None  # None: only /v1/completions
     eos_token_ids: tuple[int, ...] = ()
+    bos_token: str = ""  # as text; "": it has none
+    eos_token: str = ""
     created: int = 0  # seconds since 1970, for /v1/models
     aliases: tuple[str, ...] = field(default=())  # other ids that clients may ask for

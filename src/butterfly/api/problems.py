@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from butterfly.api.shapes import ErrorBody, ErrorDetail
 from butterfly.errors import (
     ButterflyError,
     ContextLengthError,
@@ -21,6 +22,7 @@ from butterfly.errors import (
     NotReadyError,
     OverloadedError,
     RequestFailedError,
+    RequestTimeoutError,
 )
 
 _logger = logging.getLogger(__name__)
@@ -47,9 +49,9 @@ class Problem:
     code: str | None = None
     retry_after_s: float | None = None
 
-    def body(self) -> dict[str, dict[str, str | None]]:
+    def body(self) -> ErrorBody:
         """Return the OpenAI error body."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        return ErrorBody(error=ErrorDetail(message=self.message, type=self.type, param=self.param, code=self.code))
 
     def response(self) -> Response:
         headers = {}
@@ -67,6 +69,7 @@ _TABLE: tuple[tuple[type[ButterflyError], int, str | None], ...] = (
     (InvalidRequestError, 400, None),
     (OverloadedError, 503, "overloaded"),
     (NotReadyError, 503, "not_ready"),
+    (RequestTimeoutError, 504, "timeout"),
     (RequestFailedError, 500, "request_failed"),
     (ButterflyError, 500, "internal_error"),
 )

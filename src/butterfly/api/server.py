@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import socket
 import threading
@@ -15,6 +16,7 @@ from typing import Self
 import uvicorn
 from fastapi import FastAPI
 
+from butterfly.api.tls import TlsFiles
 from butterfly.errors import ConfigError
 
 _BACKLOG = 2048
@@ -37,9 +39,17 @@ class BoundPort:
 
     @property
     def url(self) -> str:
-        """The address a client on this machine uses."""
+        """The address a client on this machine uses, without TLS."""
         host = _WILDCARDS.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it: 127.0.0.0/8 or ::1, whatever name was asked for."""
+        address = ipaddress.ip_address(self.socket.getsockname()[0])
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return address.is_loopback
 
     def close(self) -> None:
         """Give the port back. Idempotent."""
@@ -56,17 +66,21 @@ class ApiServer:
         *,
         handles_signals: bool = False,
         grace_s: int = 5,
+        tls: TlsFiles | None = None,
     ) -> None:
         """`grace_s`: how long calls under way may go on after `stop`. `handles_signals` only works with
-        `run` in the main thread: SIGINT and SIGTERM then mean `stop`."""
+        `run` in the main thread: SIGINT and SIGTERM then mean `stop`. With `tls` it speaks HTTPS only."""
         self.bound_port = port
         self._grace_s = grace_s
-        self._server = _Server(_configuration(app, grace_s), handles_signals=handles_signals)
+        self._tls = tls
+        self._server = _Server(_configuration(app, grace_s, tls), handles_signals=handles_signals)
         self._thread: threading.Thread | None = None
 
     @property
     def url(self) -> str:
-        return self.bound_port.url
+        """The address a client on this machine uses."""
+        url = self.bound_port.url
+        return url if self._tls is None else url.replace("http:", "https:", 1)
 
     def run(self) -> None:
         """Serve until `stop` is called or a signal comes (when handled). Closes the port."""
@@ -127,9 +141,11 @@ class _Server(uvicorn.Server):
             yield
 
 
-def _configuration(app: FastAPI, grace_s: int) -> uvicorn.Config:
+def _configuration(app: FastAPI, grace_s: int, tls: TlsFiles | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        ssl_certfile=None if tls is None else tls.certificate,
+        ssl_keyfile=None if tls is None else tls.key,
         loop="asyncio",
         ws="none",
         lifespan="off",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import ssl
+from pathlib import Path
 from typing import Annotated
 
 import httpx
@@ -19,9 +22,15 @@ _TIMEOUT_S = 5.0
 def status(
     url: Annotated[str, typer.Argument(help="Address of a running server.")] = "http://127.0.0.1:8000",
     as_json: Annotated[bool, typer.Option("--json", help="Print the snapshot as JSON.")] = False,
+    api_key: Annotated[
+        str, typer.Option("--api-key", metavar="KEY", help="The server's key; BUTTERFLY_API_KEY if not given.")
+    ] = "",
+    ca_file: Annotated[
+        Path | None, typer.Option("--ca-file", help="Certificate (PEM) to trust for https: the server's or its CA's.")
+    ] = None,
 ) -> None:
     """Show the workers of a running server: layers, memory, epoch."""
-    snapshot = fetch_status(url)
+    snapshot = fetch_status(url, client_key(api_key, os.environ.get("BUTTERFLY_API_KEY", "")), ca_file)
     if as_json:
         console.print(msgspec.json.encode(snapshot).decode(), markup=False, soft_wrap=True)
         return
@@ -32,17 +41,51 @@ def status(
     console.print(workers_table(snapshot))
 
 
-def fetch_status(url: str) -> ClusterStatus:
-    """Raises ConfigError in one line when nobody, or somebody else, answers."""
+def fetch_status(url: str, key: str = "", ca_file: Path | None = None) -> ClusterStatus:
+    """Raises ConfigError in one line when nobody, or somebody else, answers, and for a key that is not accepted."""
     base = url.rstrip("/").removesuffix("/v1")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    trusted = True if ca_file is None else trusting(ca_file)
     try:
-        response = httpx.get(f"{base}/status", timeout=_TIMEOUT_S, trust_env=False)  # no proxy
+        response = httpx.get(
+            f"{base}/status",
+            headers=headers,
+            verify=trusted,
+            timeout=_TIMEOUT_S,
+            trust_env=False,  # no proxy
+        )
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            reason = "does not know this API key: check" if key else "wants an API key: give"
+            raise ConfigError(f"the server at {base} {reason} --api-key or BUTTERFLY_API_KEY")
         response.raise_for_status()
         return msgspec.json.decode(response.content, type=ClusterStatus)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ConfigError(f"no Butterfly server answers at {base}: {error}") from error
+        advice = "; give the certificate with --ca-file" if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
+        raise ConfigError(f"no Butterfly server answers at {base}: {error}{advice}") from error
     except msgspec.DecodeError as error:
         raise ConfigError(f"{base} is not a Butterfly server of this version: {error}") from error
+
+
+def client_key(option: str, stated: str) -> str:
+    """The key to send: the option's, else the first of those in BUTTERFLY_API_KEY ("label: key, ..."), else "".
+
+    Raises ConfigError for what no header can carry.
+    """
+    words = [option] if option else stated.partition(",")[0].split()
+    key = words[-1] if words else ""
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError("an API key is printable ASCII; check --api-key or BUTTERFLY_API_KEY")
+    return key
+
+
+def trusting(ca_file: Path) -> ssl.SSLContext:
+    """Trust who proves to be, or to be certified by, the one in the file. Raises ConfigError."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError as error:
+        raise ConfigError(f"{ca_file} is no certificate in PEM form; check --ca-file") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {ca_file}: {error.strerror}; check --ca-file") from error
 
 
 def workers_table(snapshot: ClusterStatus) -> Table:

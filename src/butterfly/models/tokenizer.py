@@ -73,9 +73,13 @@ class Tokenizer:
 
     def _visible_bytes(self, skip_special_tokens: bool) -> Callable[[int], bytes]:
         hidden = self.special_ids if skip_special_tokens else frozenset()
-        return lambda token_id: b"" if token_id in hidden else self._token_bytes(token_id)
+        return lambda token_id: b"" if token_id in hidden else self.token_bytes(token_id)
 
-    def _token_bytes(self, token_id: int) -> bytes:
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return what a token stands for by itself: part of a character perhaps, "" beyond the vocabulary.
+
+        A special token stands for its own spelling.
+        """
         known = self._bytes_of_id.get(token_id)
         if known is None:
             known = self._added_bytes.get(token_id)

@@ -12,13 +12,35 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HfTokenizer
 
 from butterfly.api import ServedModel
-from butterfly.errors import ButterflyError, InvalidRequestError
-from butterfly.specs import ClusterStatus, FinishReason, Request, RequestOutput
+from butterfly.errors import ButterflyError
+from butterfly.models.chat_template import ChatTemplate
+from butterfly.models.tokenizer import byte_alphabet
+from butterfly.specs import ClusterStatus, FinishReason, Request, RequestOutput, TokenLogprobs
 
 EOS = "<eos>"
 BOS = "<bos>"
-MAX_CONTEXT = 200
+MAX_CONTEXT = 1000
 PATIENCE_S = 20.0  # how long a test waits for what must happen before it fails
+
+TEMPLATE = r"""
+{%- if tools %}{{ "[tools]" ~ tools | tojson ~ ", called in <tool_call>\n" }}{% endif %}
+{%- if style %}{{ "[style]" ~ style ~ "\n" }}{% endif %}
+{%- for message in messages %}
+{{- "[" ~ message.role ~ "]" }}
+{%- if message.name %}{{ message.name ~ ": " }}{% endif %}
+{%- if message.tool_call_id %}{{ "(" ~ message.tool_call_id ~ ") " }}{% endif %}
+{{- message.content }}
+{%- for call in message.tool_calls %}
+{%- set arguments = call.function.arguments %}
+{{- "<" ~ call.function.name ~ ">" ~ (arguments | tojson if arguments is mapping else arguments) }}
+{%- endfor %}
+{{- "\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{%- if messages[-1].role == "assistant" %}{{ raise_exception("the last message must not be the assistant's") }}
+{%- endif %}
+{{- "[assistant]" }}
+{%- endif %}"""
 
 
 class ByteTokenizer:
@@ -35,6 +57,16 @@ class ByteTokenizer:
     @property
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size())
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id in self.special_ids:
+            return str(self._tokenizer.id_to_token(token_id)).encode()
+        piece = self._tokenizer.id_to_token(token_id)
+        return b"" if piece is None else bytes([byte_alphabet().index(piece)])
 
     @property
     def eos_id(self) -> int:
@@ -71,12 +103,12 @@ class ByteStream:
         return text
 
 
-class PlainTemplate:
-    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
-        if messages[-1]["role"] == "assistant":
-            raise InvalidRequestError("the last message must not be the assistant's", "messages")
-        text = "".join(f"[{message['role']}]{message['content']}\n" for message in messages)
-        return text + "[assistant]" if add_generation_prompt else text
+def scored(token_id: int, num_top: int) -> TokenLogprobs:
+    """The token itself is the likeliest, then come 0, 1, 2, ..."""
+    logprob = -(token_id % 16 + 1) / 16
+    others = [other for other in range(num_top + 1) if other != token_id]
+    top = ((token_id, logprob), *((other, logprob - 1 - rank) for rank, other in enumerate(others)))
+    return TokenLogprobs(token_id=token_id, logprob=logprob, top=top[:num_top])
 
 
 @dataclass
@@ -89,7 +121,10 @@ class Script:
     pause_after: int | None = None  # outputs, then silence
     fail_after: int | None = None  # outputs, then `failure`
     failure: FinishReason | Exception = "error"
+    has_timed_out: bool = False  # with failure "error"
     forget_to_finish: bool = False
+    num_cached_tokens: int = 0
+    score: Callable[[int, int], TokenLogprobs] = scored  # of a token id, with so many of the likeliest
 
 
 @dataclass
@@ -142,7 +177,7 @@ class ScriptedEngine:
             if number == script.pause_after:
                 await asyncio.Event().wait()
             if number == script.fail_after:
-                yield self._fail(request, script.failure)
+                yield self._fail(request, script)
                 return
             num_sent += len(tokens)
             reason = self._reason(request, tokens, num_sent)
@@ -157,9 +192,20 @@ class ScriptedEngine:
                 num_prompt_tokens=len(request.prompt_token_ids),
                 num_output_tokens=num_sent,
                 finish_reason=reason,
+                num_cached_tokens=script.num_cached_tokens,
+                logprobs=self._logprobs(request, script, tokens),
+                prompt_logprobs=self._prompt_logprobs(request, script) if number == 0 else (),
             )
             if reason is not None:
                 return
+
+    def _logprobs(self, request: Request, script: Script, tokens: tuple[int, ...]) -> tuple[TokenLogprobs, ...]:
+        num_top = request.sampling.num_logprobs
+        return () if num_top is None else tuple(script.score(token, num_top) for token in tokens)
+
+    def _prompt_logprobs(self, request: Request, script: Script) -> tuple[TokenLogprobs, ...]:
+        num_top = request.num_prompt_logprobs
+        return () if num_top is None else tuple(script.score(token, num_top) for token in request.prompt_token_ids[1:])
 
     def _outputs(self, request: Request, script: Script) -> list[tuple[int, ...]]:
         tokens = self.tokenizer.encode(script.text, add_special_tokens=False)
@@ -167,26 +213,28 @@ class ScriptedEngine:
             tokens.append(self.tokenizer.eos_id)
         tokens = (tokens * request.max_tokens)[: request.max_tokens]
         stops = [index for index, token in enumerate(tokens) if token in request.stop_token_ids]
+        stops = [index for index in stops if index >= request.min_tokens]
         tokens = tokens[: stops[0] + 1] if stops else tokens
         size = script.tokens_per_output
         return [tuple(tokens[start : start + size]) for start in range(0, len(tokens), size)]
 
     def _reason(self, request: Request, tokens: tuple[int, ...], num_sent: int) -> FinishReason | None:
-        if tokens[-1] in request.stop_token_ids:
+        if tokens[-1] in request.stop_token_ids and num_sent > request.min_tokens:
             return "stop"
         return "length" if num_sent == request.max_tokens else None
 
-    def _fail(self, request: Request, failure: FinishReason | Exception) -> RequestOutput:
-        if isinstance(failure, Exception):
-            raise failure
+    def _fail(self, request: Request, script: Script) -> RequestOutput:
+        if isinstance(script.failure, Exception):
+            raise script.failure
         self._note(self.finished, request.request_id)
         return RequestOutput(
             request_id=request.request_id,
             token_ids=(),
             num_prompt_tokens=len(request.prompt_token_ids),
             num_output_tokens=0,
-            finish_reason=failure,
+            finish_reason=script.failure,
             error="worker-1 was lost; two workers are too few",
+            timed_out=script.has_timed_out,
         )
 
     def _note(self, log: list[Any], entry: object) -> None:
@@ -200,7 +248,7 @@ def served_model(tokenizer: ByteTokenizer, *, with_template: bool = True) -> Ser
         id="org/tiny",
         tokenizer=tokenizer,
         max_context=MAX_CONTEXT,
-        chat_template=PlainTemplate() if with_template else None,
+        chat_template=ChatTemplate(TEMPLATE) if with_template else None,
         eos_token_ids=(tokenizer.eos_id,),
         created=1_700_000_000,
         aliases=("tiny",),

@@ -17,8 +17,9 @@ from butterfly.errors import (
     OverloadedError,
     PeerLostError,
 )
+from butterfly.specs import Request
 from tests.unit.api.conftest import Service
-from tests.unit.api.doubles import Script
+from tests.unit.api.doubles import MAX_CONTEXT, Script
 
 CHAT = {"model": "org/tiny", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -56,10 +57,11 @@ def test_an_unknown_model_is_not_found(service: Service) -> None:
 
 def test_an_unsupported_field_is_refused_by_name(service: Service) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        service.openai.chat.completions.create(**CHAT, logprobs=True)  # type: ignore[call-overload]
+        service.openai.completions.create(model="tiny", prompt="a", suffix="b")
 
-    assert caught.value.param == "logprobs"
-    assert "not supported yet" in caught.value.message
+    assert caught.value.param == "suffix"
+    assert caught.value.code == "unsupported_parameter"
+    assert "suffix is not supported" in caught.value.message
 
 
 def test_the_template_may_refuse(service: Service) -> None:
@@ -71,7 +73,10 @@ def test_the_template_may_refuse(service: Service) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "max_tokens", "figures"),
-    [([1] * 200, None, ("200 tokens",)), ([1] * 150, 51, ("150 tokens", "201", "at most 50"))],
+    [
+        ([1] * MAX_CONTEXT, None, (f"{MAX_CONTEXT} tokens",)),
+        ([1] * (MAX_CONTEXT - 50), 51, (f"{MAX_CONTEXT - 50} tokens", f"{MAX_CONTEXT + 1}", "at most 50")),
+    ],
 )
 def test_too_long_for_the_context(
     service: Service, prompt: list[int], max_tokens: int | None, figures: tuple[str, ...]
@@ -99,7 +104,7 @@ def test_nothing_there_and_wrong_method(service: Service) -> None:
 
 
 def test_a_body_beyond_the_limit(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("butterfly.api.app.MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr("butterfly.api.endpoints.MAX_BODY_BYTES", 1000)
 
     error = _error(service.http.post("/v1/completions", content=b"x" * 1001), 413)
 
@@ -150,6 +155,28 @@ def test_a_request_that_fails_is_a_500(service: Service, failure: Any) -> None:
 
     assert error["code"] == "request_failed"
     assert "worker-1 was lost" in error["message"]
+
+
+def test_a_request_that_runs_out_of_time_is_a_504(service: Service) -> None:
+    service.engine.script_of = lambda request: Script(fail_after=2, has_timed_out=True)
+
+    assert _error(service.http.post("/v1/chat/completions", json=CHAT), 504)["code"] == "timeout"
+    streamed = service.http.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    assert '"code":"timeout"' in streamed.text
+    assert streamed.text.endswith("data: [DONE]\n\n")
+
+
+def test_a_grammar_that_the_engine_refuses_names_its_field(service: Service) -> None:
+    def refusal(request: Request) -> ButterflyError:
+        assert request.grammar is not None
+        return InvalidRequestError(f"{request.grammar.param}: no such type", request.grammar.param)
+
+    service.engine.refusal = refusal
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strin"}}}
+
+    error = _error(service.http.post("/v1/chat/completions", json={**CHAT, "response_format": schema}), 400)
+
+    assert error["param"] == "response_format"
 
 
 def test_a_failure_in_the_stream_is_an_event_and_then_the_end(service: Service) -> None:
