@@ -14,8 +14,18 @@ from dataclasses import dataclass, field
 from butterfly.communication import KeyPair, ZmqTransport
 from butterfly.errors import WorkerError
 from butterfly.messages import Load, TensorHeader
-from butterfly.specs import LayerSpec, ModelSpec, SampledToken, StepPlan
+from butterfly.specs import (
+    Adoption,
+    LayerSpec,
+    ModelSpec,
+    SampledToken,
+    ScoredTokens,
+    SequenceStep,
+    StepPlan,
+    TokenLogprobs,
+)
 from butterfly.worker import (
+    Answer,
     Deadlines,
     HiddenState,
     NodeResources,
@@ -56,55 +66,68 @@ def model(num_layers: int, name: str = "arithmetic") -> ModelSpec:
 class ArithmeticStage:
     """Each layer maps x to 3x + (sum of all x of its sequence so far) + its number, modulo a prime.
 
-    The sum is the stage's cache: a step that is lost, doubled or out of order changes every later token.
+    The sums are the stage's cache, one for each token: a step that is lost, doubled or out of order changes every
+    later token, and so does a cache adopted from the wrong sequence or at the wrong length.
     """
 
     load: Load
-    sums: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # by (sequence, layer)
-    ends: dict[int, int] = field(default_factory=dict)  # next position by sequence
+    sums: dict[int, list[list[list[int]]]] = field(default_factory=dict)  # by sequence: [token][layer][column]
 
     @property
     def weight_bytes(self) -> int:
         return self.load.stage.num_layers * WEIGHT_BYTES_PER_LAYER
 
     def kv_used_bytes(self) -> int:
-        return sum(self.ends.values())
+        return sum(map(len, self.sums.values()))
 
     def run(self, plan: StepPlan, hidden: memoryview | None) -> StageOutput:
         self._choke_on(plan)
         for sequence_id in plan.released:
-            self.ends.pop(sequence_id, None)
-            for key in [key for key in self.sums if key[0] == sequence_id]:
-                del self.sums[key]
+            self.sums.pop(sequence_id, None)
+        for adoption in plan.adopted:
+            self._adopt(adoption)
         rows = self._embed(plan) if hidden is None else list(struct.iter_unpack(f"<{HIDDEN_SIZE}f", hidden))
         results: list[list[int]] = []
         samples: list[SampledToken] = []
+        scores: list[ScoredTokens] = []
         for sequence in plan.sequences:
-            if self.ends.get(sequence.sequence_id, 0) != sequence.start:
+            if len(self.sums.get(sequence.sequence_id, ())) != sequence.start:
                 raise WorkerError(f"sequence {sequence.sequence_id} does not go on at {sequence.start}")
-            self.ends[sequence.sequence_id] = sequence.start + sequence.num_tokens
+            first = len(results)
             for _ in range(sequence.num_tokens):
                 results.append(self._forward(sequence.sequence_id, [int(x) for x in rows[len(results)]]))
+            if sequence.scored_token_ids:
+                scores.append(_score(sequence, results[first:]))
             if sequence.sampling is not None:
                 end = sequence.start + sequence.num_tokens
                 token_id = sum(results[-1]) % PRIME
                 samples.append(SampledToken(sequence_id=sequence.sequence_id, position=end, token_id=token_id))
         if self.load.stage.head:
-            return tuple(samples)
+            return Answer(tuple(samples), tuple(scores))
         header = TensorHeader(dtype="float32", shape=(plan.num_tokens, HIDDEN_SIZE))
         return HiddenState(header, b"".join(struct.pack(f"<{HIDDEN_SIZE}f", *row) for row in results))
+
+    def _adopt(self, adoption: Adoption) -> None:
+        source = self.sums[adoption.source_id] if adoption.keeps_source else self.sums.pop(adoption.source_id)
+        self.sums[adoption.sequence_id] = source[: adoption.num_tokens]
 
     def _embed(self, plan: StepPlan) -> list[tuple[int, ...]]:
         ids = [token_id for sequence in plan.sequences for token_id in sequence.token_ids]
         return [tuple((token_id + column) % PRIME for column in range(HIDDEN_SIZE)) for token_id in ids]
 
     def _forward(self, sequence_id: int, row: list[int]) -> list[int]:
-        for layer in range(self.load.stage.start, self.load.stage.end):
-            sums = self.sums.setdefault((sequence_id, layer), [0] * HIDDEN_SIZE)
+        before = self.sums.setdefault(sequence_id, [])
+        sums = [list(layer) for layer in before[-1]] if before else [[0] * HIDDEN_SIZE for _ in self._layers]
+        for layer, layer_sums in zip(self._layers, sums, strict=True):
             for column in range(HIDDEN_SIZE):
-                sums[column] = (sums[column] + row[column]) % PRIME
-                row[column] = (3 * row[column] + sums[column] + layer) % PRIME
+                layer_sums[column] = (layer_sums[column] + row[column]) % PRIME
+                row[column] = (3 * row[column] + layer_sums[column] + layer) % PRIME
+        before.append(sums)
         return row
+
+    @property
+    def _layers(self) -> range:
+        return range(self.load.stage.start, self.load.stage.end)
 
     def _choke_on(self, plan: StepPlan) -> None:
         token_ids = {token_id for sequence in plan.sequences for token_id in sequence.token_ids}
@@ -114,6 +137,15 @@ class ArithmeticStage:
             raise MemoryError("no room for another sequence")
         if BUG_TOKEN in token_ids:
             raise ZeroDivisionError("a bug")
+
+
+def _score(sequence: SequenceStep, results: list[list[int]]) -> ScoredTokens:
+    """The "logprob" of a token is minus the distance to the one that would have been sampled."""
+    logprobs = tuple(
+        TokenLogprobs(token_id=token_id, logprob=-float(abs(sum(row) % PRIME - token_id)))
+        for token_id, row in zip(sequence.scored_token_ids, results, strict=False)
+    )
+    return ScoredTokens(sequence_id=sequence.sequence_id, start=sequence.start + 1, logprobs=logprobs)
 
 
 class ArithmeticStageFactory:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from butterfly.communication import KeyPair, Outbox, Received, Transport
 from butterfly.errors import PeerTimeoutError
 from butterfly.messages import Invitation, Join, Load, Message, PeerAddress, Ping, Result, Step
-from butterfly.specs import SamplingSpec, SequenceStep, StagePlan, StepPlan
+from butterfly.specs import Adoption, SamplingSpec, SequenceStep, StagePlan, StepPlan
 from tests.multiprocess.arithmetic_worker import model
 
 PATIENCE_S = 20.0
@@ -88,8 +88,10 @@ class TinyCoordinator:
             )
             self.send(name, message)
 
-    def step(self, first: str, step_id: int, epoch: int, *sequences: SequenceStep) -> None:
-        plan = StepPlan(step_id=step_id, slot=0, sequences=sequences)
+    def step(
+        self, first: str, step_id: int, epoch: int, *sequences: SequenceStep, adopted: tuple[Adoption, ...] = ()
+    ) -> None:
+        plan = StepPlan(step_id=step_id, slot=0, sequences=sequences, adopted=adopted)
         self.send(first, Step(epoch=epoch, plan=plan))
 
     def result(self) -> Result:

@@ -31,6 +31,7 @@ SHAPES = [
     (2048, 5632),
 ]
 HEADS = [(9, 3, 64), (4, 1, 256), (32, 4, 64), (4, 4, 32)]
+LINEARS = ["dense", "packed4", "packed8", "packed8 head"]
 QUICK = settings(max_examples=15, deadline=None)
 
 
@@ -50,7 +51,8 @@ def case(kind: str, shape: tuple[int, int]) -> tuple[Linear, torch.Tensor, torch
         stored = torch.randint(0, 256, (num_rows, in_features // 32, block), generator=torch.Generator().manual_seed(1))
         blocks = stored.to(torch.uint8).numpy()
         blocks[..., 1] = 0x20  # a small positive float16 scale
-        packed = PackedLinear(num_rows, in_features, parts=1 if kind == "packed4" else 2)
+        sum_dtype = torch.float32 if kind == "packed8 head" else torch.bfloat16
+        packed = PackedLinear(num_rows, in_features, 1 if kind == "packed4" else 2, sum_dtype)
         packed.fill(0, unpack("Q4_0" if storage == "Q4_0" else "Q8_0", blocks.reshape(num_rows, -1)))
         linear = packed
     x = randn(MOST_ROWS, in_features, seed=2)
@@ -58,7 +60,7 @@ def case(kind: str, shape: tuple[int, int]) -> tuple[Linear, torch.Tensor, torch
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", ["dense", "packed4", "packed8"])
+@pytest.mark.parametrize("kind", LINEARS)
 @QUICK
 @given(data=st.data())
 def test_linear_rows_do_not_depend_on_their_company(kind: str, shape: tuple[int, int], data: st.DataObject) -> None:
@@ -171,7 +173,7 @@ def test_row_wise_operations_do_not_depend_on_their_company(width: int, num_rows
         assert torch.equal(activation(x[rows]), activation(x)[rows])
 
 
-@pytest.mark.parametrize("kind", ["dense", "packed4", "packed8"])
+@pytest.mark.parametrize("kind", LINEARS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_linear_does_not_depend_on_the_number_of_threads(kind: str, shape: tuple[int, int]) -> None:
     """Two stages with one thread each must agree with one stage that has two."""

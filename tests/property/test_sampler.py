@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from butterfly.engine.sampling import Logits, gumbel, sample, surviving_tokens
-from butterfly.specs import SamplingSpec
+from butterfly.engine.adjustments import Logits
+from butterfly.engine.sampling import gumbel, sample, surviving_tokens
+from butterfly.specs import SamplingContext, SamplingSpec
 
 QUICK = settings(max_examples=60, deadline=None)
 logits_of = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=60).map(lambda v: np.array(v, np.float32))
@@ -43,6 +47,37 @@ def test_filters_keep_what_their_definitions_say(logits: Logits, top_k: int, top
     assert probabilities[order[: len(kept_p) - 1]].sum() < top_p + 1e-9
     kept_min = surviving_tokens(scaled, SamplingSpec(min_p=min_p))
     assert (probabilities[kept_min] >= min_p * probabilities.max() * (1 - 1e-9)).all()
+
+
+@QUICK
+@given(logits_of, specs, st.integers(0, 10**6))
+def test_a_context_that_says_nothing_changes_nothing(logits: Logits, spec: SamplingSpec, position: int) -> None:
+    context = SamplingContext(output_counts=((0, 3),), prompt_token_ids=(0,))
+    assert sample(logits, spec, position, context) == sample(logits, spec, position)
+
+
+@QUICK
+@given(logits_of, specs, st.integers(0, 10**6), st.data())
+def test_what_is_forbidden_is_never_sampled(
+    logits: Logits, spec: SamplingSpec, position: int, data: st.DataObject
+) -> None:
+    """Whatever the bias says, and for greedy sampling too: the draw is that of a vocabulary without these tokens."""
+    ids = st.integers(0, len(logits) - 1)
+    allowed, banned = data.draw(st.sets(ids, min_size=1)), data.draw(st.sets(ids))
+    bits = np.zeros(-(-len(logits) // 8) * 8, np.bool_)
+    bits[list(allowed)] = True
+    context = SamplingContext(
+        mask=zlib.compress(np.packbits(bits, bitorder="little").tobytes()), banned_token_ids=tuple(banned)
+    )
+    biased = replace(spec, logit_bias=tuple((token_id, 50.0) for token_id in banned))
+    possible = sorted(allowed - banned or allowed)
+    assert sample(logits, biased, position, context) in possible
+    greedy = sample(logits, SamplingSpec(temperature=0), position, context)
+    assert greedy == possible[int(np.argmax(logits[possible]))]
+    hopeless = np.full_like(logits, -1e30)
+    hopeless[possible] = logits[possible]
+    without_nucleus = replace(spec, top_p=1.0)  # whose sums are rounded by the number of their terms
+    assert sample(logits, without_nucleus, position, context) == sample(hopeless, without_nucleus, position)
 
 
 def test_temperature_zero_is_greedy_and_the_first_of_equals_wins() -> None:

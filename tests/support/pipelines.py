@@ -7,13 +7,12 @@ from itertools import pairwise
 
 import torch
 
-from butterfly.engine import Stage
+from butterfly.engine import Answer, Stage
 from butterfly.models import Model, stage_tensors
 from butterfly.scheduling import Scheduler, SchedulerConfig
 from butterfly.specs import (
     ComputeDType,
     Request,
-    SampledToken,
     SequenceStep,
     StagePlan,
     StepPlan,
@@ -29,14 +28,27 @@ class LocalPipeline:
         self.model = model
         self.stages = [load_stage(model, start, end, dtype) for start, end in pairwise(edges)]
 
-    def run(self, step: StepPlan) -> tuple[SampledToken, ...]:
+    def run(self, step: StepPlan) -> Answer:
         hidden: torch.Tensor | None = None
         for stage in self.stages:
             output = stage.run(step, hidden)
-            if isinstance(output, tuple):
+            if isinstance(output, Answer):
                 return output
             hidden = output
         raise AssertionError("no stage had the head")
+
+    def result(self, step: StepPlan) -> StepResult:
+        """Run a step and return what the coordinator would hear of it."""
+        answer = self.run(step)
+        return StepResult(step_id=step.step_id, samples=answer.samples, scores=answer.scores)
+
+    def forward(self, step: StepPlan) -> torch.Tensor:
+        """Run a step up to the head: hidden states [tokens, hidden_size] after the last layer."""
+        hidden: torch.Tensor | None = None
+        for stage in self.stages:
+            hidden = stage.forward(step, hidden)
+        assert hidden is not None
+        return hidden
 
     def logits(self, token_ids: Sequence[int], chunk: int | None = None) -> torch.Tensor:
         """Float32 logits [tokens, vocab] of one sequence, prefilled in chunks."""
@@ -52,11 +64,7 @@ class LocalPipeline:
                 token_ids=part,
             )
             step = StepPlan(step_id=0, slot=0, sequences=(sequence,), released=(1 << 40,) if start == 0 else ())
-            hidden: torch.Tensor | None = None
-            for stage in self.stages:
-                hidden = stage.forward(step, hidden)
-            assert hidden is not None
-            rows.append(self.stages[-1].logits(hidden).float())
+            rows.append(self.stages[-1].logits(self.forward(step)))
         return torch.cat(rows)
 
     def generate(
@@ -68,10 +76,12 @@ class LocalPipeline:
         for request in requests:
             scheduler.add(request, 0.0)
         while (step := scheduler.schedule()) is not None:
-            result = StepResult(step_id=step.step_id, samples=self.run(step))
-            for output in scheduler.update(result):
+            for output in scheduler.update(self.result(step)):
                 tokens[output.request_id] += output.token_ids
         assert not scheduler.has_unfinished
+        scheduler.requeue_all()  # so that it tells the stages to drop what it keeps: the next scheduler knows nothing
+        if (step := scheduler.schedule()) is not None:
+            self.run(step)
         return {request_id: tuple(ids) for request_id, ids in tokens.items()}
 
 

@@ -6,7 +6,8 @@ devices a slab grows by doubling.
 
 Values lie token after token; keys lie in blocks of 64 tokens, transposed within the block, which is what the
 product with a few queries wants: several times faster than transposing on the way (see `attention`). Memory that
-no token has written is zero, never garbage: masked positions are multiplied by zero, not skipped.
+no token has written is zero, never garbage: masked positions are multiplied by zero, not skipped. So a token that is
+forgotten is zeroed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from math import prod
 import torch
 
 from butterfly.errors import ProtocolError
+from butterfly.specs import Adoption
 
 KEY_BLOCK = 64  # tokens
 _FIRST_CAPACITY = 256  # tokens, of a slab that grows
@@ -27,9 +29,9 @@ class Slab:
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.num_tokens = 0
-        self.adopt(keys, values)
+        self.use(keys, values)
 
-    def adopt(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def use(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Use keys [layers, blocks, K, D, B] and values [layers, K, capacity, D] from now on."""
         self.key_data, self.value_data = keys, values
         self.keys, self.values = list(keys), list(values)
@@ -50,6 +52,24 @@ class Slab:
             tokens = keys_TKD[position - start : position - start + count]
             blocks[block, :, :, offset : offset + count] = tokens.permute(1, 2, 0)
             position += count
+
+    def copy_from(self, source: Slab, num_tokens: int) -> None:
+        """Take over the first tokens of another slab. Memory behind them is not touched, so not committed."""
+        blocks, rest = divmod(num_tokens, KEY_BLOCK)
+        self.key_data[:, :blocks] = source.key_data[:, :blocks]
+        if rest:
+            self.key_data[:, blocks, :, :, :rest] = source.key_data[:, blocks, :, :, :rest]
+        self.value_data[:, :, :num_tokens] = source.value_data[:, :, :num_tokens]
+        self.num_tokens = num_tokens
+
+    def truncate(self, num_tokens: int) -> None:
+        """Forget the tokens from `num_tokens` on: their memory is as if they had never been."""
+        blocks, rest = divmod(num_tokens, KEY_BLOCK)
+        if rest:
+            self.key_data[:, blocks, :, :, rest:] = 0
+        self.key_data[:, -(-num_tokens // KEY_BLOCK) : -(-self.num_tokens // KEY_BLOCK)] = 0
+        self.value_data[:, :, num_tokens : self.num_tokens] = 0
+        self.num_tokens = num_tokens
 
 
 class KVCache:
@@ -94,6 +114,33 @@ class KVCache:
         slab.num_tokens = end
         return slab
 
+    def adopt(self, adoption: Adoption) -> None:
+        """Begin a sequence with the first cached tokens of another, whose slab it copies or takes.
+
+        Raises ProtocolError when the source has not so many tokens, or the sequence exists.
+        """
+        sequence_id, source_id, num_tokens = adoption.sequence_id, adoption.source_id, adoption.num_tokens
+        source = self._slabs.get(source_id)
+        cached = source.num_tokens if source is not None else 0
+        if source is None or not 0 < num_tokens <= cached:
+            raise ProtocolError(
+                f"sequence {sequence_id} would start with {num_tokens} tokens of sequence {source_id}, "
+                f"of which {cached} are cached"
+            )
+        if sequence_id in self._slabs:
+            raise ProtocolError(f"sequence {sequence_id} cannot start with tokens of {source_id}: it exists already")
+        # Copying what stays is also how the memory behind a short beginning goes back to the system.
+        is_copied = adoption.keeps_source or num_tokens < cached - num_tokens
+        if is_copied:
+            slab = Slab(*self._allocate(num_tokens))
+            slab.copy_from(source, num_tokens)
+        else:
+            slab = source
+            slab.truncate(num_tokens)
+        if not adoption.keeps_source:
+            self.release(source_id)
+        self._slabs[sequence_id] = slab
+
     def release(self, sequence_id: int) -> None:
         """Drop a sequence; unknown ids are ignored (a sequence may be aborted before its first step)."""
         self._slabs.pop(sequence_id, None)
@@ -119,4 +166,4 @@ class KVCache:
         keys, values = self._allocate(max(num_tokens, 2 * slab.capacity))
         keys[:, : slab.key_data.shape[1]] = slab.key_data
         values[:, :, : slab.capacity] = slab.value_data
-        slab.adopt(keys, values)
+        slab.use(keys, values)

@@ -2,7 +2,8 @@
 
 The Gumbel-max trick draws from the softmax without a generator that a batch would share: the same request draws
 the same token alone, in a batch, after preemption and on another plan. The noise of a token is a hash of
-(seed, position, token id), so it is only computed for tokens that survive top-k, top-p and min-p.
+(seed, position, token id), so it is only computed for tokens that survive top-k, top-p and min-p. What changes the
+logits and what is forbidden comes first: see `adjustments`.
 The hash is the finaliser of splitmix64 (Steele, Lea and Flood, 2014).
 """
 
@@ -11,24 +12,31 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from butterfly.specs import SamplingSpec
-
-Logits = npt.NDArray[np.float32]
-TokenIds = npt.NDArray[np.int64]
+from butterfly.engine.adjustments import Logits, TokenIds, adjusted_logits, allowed_tokens
+from butterfly.specs import SamplingContext, SamplingSpec
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
 _COLD = 1e-5  # below this temperature everything but the likeliest token is out of reach; dividing would overflow
 
 
-def sample(logits_V: Logits, sampling: SamplingSpec, position: int) -> int:
-    """Return the token id for `position` of a sequence; the lowest id wins a tie."""
+def sample(logits_V: Logits, sampling: SamplingSpec, position: int, context: SamplingContext | None = None) -> int:
+    """Return the token id for `position` of a sequence; the lowest id wins a tie.
+
+    Raises ProtocolError for a token mask in `context` that cannot be used.
+    """
+    values = adjusted_logits(logits_V, sampling, context)
+    allowed = allowed_tokens(context, len(logits_V))
+    if allowed is not None:
+        values = values[allowed]
     if sampling.temperature < _COLD:
-        return int(np.argmax(logits_V))
-    scaled = logits_V.astype(np.float64) / sampling.temperature
-    token_ids = surviving_tokens(scaled, sampling)
+        choice = int(np.argmax(values))
+        return choice if allowed is None else int(allowed[choice])
+    scaled = values.astype(np.float64) / sampling.temperature
+    survivors = surviving_tokens(scaled, sampling)
+    token_ids = survivors if allowed is None else allowed[survivors]
     noise = gumbel(sampling.seed, position, token_ids)
-    return int(token_ids[np.argmax(scaled[token_ids] + noise)])
+    return int(token_ids[np.argmax(scaled[survivors] + noise)])
 
 
 def surviving_tokens(scaled_V: npt.NDArray[np.float64], sampling: SamplingSpec) -> TokenIds:

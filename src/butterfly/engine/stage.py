@@ -1,4 +1,4 @@
-"""One pipeline stage on one device: weights, KV cache, forward pass, sampler."""
+"""One pipeline stage on one device: weights, KV cache, forward pass, head."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from butterfly.engine.decoder import Batch, DecoderLayer, RMSNorm, SequenceRows
 from butterfly.engine.device import TORCH_DTYPES, return_free_memory
 from butterfly.engine.embedding import Embedding
+from butterfly.engine.head import Answer, Head
 from butterfly.engine.kv_cache import KVCache
 from butterfly.engine.linear import LinearLoader
 from butterfly.engine.rope import Rope
-from butterfly.engine.sampling import sample
 from butterfly.engine.tensor_data import TensorFiles
 from butterfly.errors import ModelFormatError, ProtocolError
-from butterfly.specs import ComputeDType, ModelSpec, SampledToken, StagePlan, StepPlan, TensorEntry
+from butterfly.specs import ComputeDType, ModelSpec, StagePlan, StepPlan, TensorEntry
 
 Progress = Callable[[int, int], None]  # stored bytes converted so far, in all
 
@@ -24,7 +24,7 @@ class Stage:
     """Layers [start, end) of a model, with embedding and head where the plan says so.
 
     `run(step, hidden)` is the whole contract: hidden states [tokens, hidden_size] in and out, token ids in on the
-    first stage, samples out on the last.
+    first stage, an answer out on the last.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Stage:
 
     def _load(self, tensors: dict[str, TensorEntry], loader: LinearLoader, report: _Reporter) -> None:
         model, plan = self.model, self.plan
-        self._embedding = self._norm = self._head = None
+        self._embedding = self._head = None
         if plan.embedding:
             entry = tensors["embedding"]
             self._embedding = Embedding(self._files, entry, model.embedding_scale, self.device, self.dtype)
@@ -69,14 +69,14 @@ class Stage:
             self._layers.append(DecoderLayer(model, index, self._ropes, tensors, loader))
             report.loaded(f"layers.{index}.")
         if plan.head:
-            self._norm = RMSNorm(loader.vector(tensors["output_norm"]), model.norm_eps)
-            self._head = loader.load([tensors["lm_head"]])
+            norm = RMSNorm(loader.vector(tensors["output_norm"]), model.norm_eps)
+            self._head = Head(norm, loader.load_head(tensors["lm_head"]))
         report.loaded("")
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights held in memory."""
-        ends = (self._embedding, self._norm, self._head)
+        ends = (self._embedding, self._head)
         return sum(layer.num_bytes for layer in self._layers) + sum(end.num_bytes for end in ends if end)
 
     @property
@@ -84,33 +84,22 @@ class Stage:
         return self._kv.used_bytes
 
     @torch.inference_mode()
-    def run(self, step: StepPlan, hidden: torch.Tensor | None = None) -> torch.Tensor | tuple[SampledToken, ...]:
-        """Run one step: hidden states [tokens, hidden_size] for the next stage, or this step's samples."""
+    def run(self, step: StepPlan, hidden: torch.Tensor | None = None) -> torch.Tensor | Answer:
+        """Run one step: hidden states [tokens, hidden_size] for the next stage, or the answer of the last one.
+
+        Raises ProtocolError for a step that does not fit the cached sequences, hidden states that are not the
+        step's, or a token mask that cannot be used.
+        """
         output = self.forward(step, hidden)
-        if not self.plan.head:
-            return output
-        rows, chosen, first = [], [], 0
-        for sequence in step.sequences:
-            first += sequence.num_tokens
-            if sequence.sampling is not None:
-                rows.append(first - 1)
-                chosen.append(sequence)
-        if not rows:
-            return ()
-        logits = self.logits(output[rows]).float().cpu().numpy()
-        samples = []
-        for row, sequence in zip(logits, chosen, strict=True):
-            position = sequence.start + sequence.num_tokens
-            assert sequence.sampling is not None
-            token_id = sample(row, sequence.sampling, position)
-            samples.append(SampledToken(sequence_id=sequence.sequence_id, position=position, token_id=token_id))
-        return tuple(samples)
+        return output if self._head is None else self._head.answer(step, output)
 
     @torch.inference_mode()
     def forward(self, step: StepPlan, hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """Run the decoder layers of this stage and return hidden states [tokens, hidden_size]."""
+        """Drop, adopt, then run the decoder layers of this stage; return hidden states [tokens, hidden_size]."""
         for sequence_id in step.released:
             self._kv.release(sequence_id)
+        for adoption in step.adopted:
+            self._kv.adopt(adoption)
         x = self._enter(step, hidden)
         if not len(x):
             return x
@@ -121,10 +110,9 @@ class Stage:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return logits [rows, vocab_size] of hidden states after the last layer."""
-        assert self._norm is not None, "only the stage with the head has logits"
-        assert self._head is not None
-        return self._head(self._norm(hidden))
+        """Return float32 logits [rows, vocab_size] of hidden states after the last layer."""
+        assert self._head is not None, "only the stage with the head has logits"
+        return self._head.logits(hidden)
 
     def _enter(self, step: StepPlan, hidden: torch.Tensor | None) -> torch.Tensor:
         if self._embedding is not None:

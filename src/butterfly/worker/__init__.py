@@ -1,7 +1,8 @@
 """The process around a stage: it joins a coordinator, loads what it is told, runs steps, hands them on.
 
 Promises: every wait has a deadline; a failure of the stage, of a message or of the next worker is
-reported to the coordinator and survived; without a coordinator (silent, gone, its pipe closed) the process
+reported to the coordinator and survived; a step is checked against the plan, in all that it says about tokens,
+caches and sampling, before the stage may see it; without a coordinator (silent, gone, its pipe closed) the process
 ends by itself; SIGTERM and Shutdown end it cleanly.
 
 Must not know: scheduling, HTTP, model families. It computes nothing: `stage` says what it asks of the
@@ -16,9 +17,10 @@ from butterfly.worker.lifeline import hold_lifeline
 from butterfly.worker.loop import Deadlines
 from butterfly.worker.process import run_worker
 from butterfly.worker.resources import NodeResources, measure_resources
-from butterfly.worker.stage import HiddenState, Stage, StageFactory, StageOutput
+from butterfly.worker.stage import Answer, HiddenState, Stage, StageFactory, StageOutput
 
 __all__ = [
+    "Answer",
     "Deadlines",
     "HiddenState",
     "NodeResources",

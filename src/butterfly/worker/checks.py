@@ -5,28 +5,47 @@ from __future__ import annotations
 from butterfly.communication import check_hidden
 from butterfly.errors import ProtocolError
 from butterfly.messages import Load, Step
-from butterfly.specs import SequenceStep
+from butterfly.specs import Adoption, SequenceStep
+from butterfly.worker.sampling_checks import problem_of_sampling
 
 
 def check_step(step: Step, load: Load, sender: str) -> None:
     """Raise ProtocolError naming `sender` unless the stage of `load` can run this step.
 
     With the embedding: token ids and no hidden state. Without: a hidden state of [num_tokens,
-    hidden_size] in the plan's dtype. Positions lie within the context that was planned for.
+    hidden_size] in the plan's dtype. With the head: sampling and scoring that it can do. Positions lie within
+    the context that was planned for. Which sequences have a cache is for the stage to know.
     """
+    for adoption in step.plan.adopted:
+        _refuse(step, sender, adoption.sequence_id, _problem_of_adoption(adoption, load.max_context))
     for sequence in step.plan.sequences:
-        problem = _problem_of_range(sequence, load.max_context)
-        if not problem and load.stage.embedding:
-            problem = _problem_of_token_ids(sequence, load.model.vocab_size)
-        if problem:
-            raise ProtocolError(
-                f"{sender} sent step {step.plan.step_id} where sequence {sequence.sequence_id} {problem}",
-                sender,
-            )
+        _refuse(step, sender, sequence.sequence_id, _problem_of_sequence(sequence, load))
     if not load.stage.embedding:
         check_hidden(step, load.model.hidden_size, load.dtype, sender)
     elif step.hidden is not None:
         raise ProtocolError(f"{sender} sent a hidden state with step {step.plan.step_id}, which starts here", sender)
+
+
+def _refuse(step: Step, sender: str, sequence_id: int, problem: str) -> None:
+    if problem:
+        raise ProtocolError(f"{sender} sent step {step.plan.step_id} where sequence {sequence_id} {problem}", sender)
+
+
+def _problem_of_adoption(adoption: Adoption, max_context: int) -> str:
+    if adoption.source_id == adoption.sequence_id:
+        return "adopts its own cache"
+    if not 1 <= adoption.num_tokens <= max_context:
+        return f"adopts {adoption.num_tokens} tokens of a context of {max_context}"
+    return ""
+
+
+def _problem_of_sequence(sequence: SequenceStep, load: Load) -> str:
+    problem = _problem_of_range(sequence, load.max_context)
+    if not problem and load.stage.embedding:
+        problem = _problem_of_token_ids(sequence, load.model.vocab_size)
+    if not problem and load.stage.head:
+        problem = problem_of_sampling(sequence, load.model.vocab_size, load.max_context)
+    return problem
 
 
 def _problem_of_range(sequence: SequenceStep, max_context: int) -> str:

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 
 import torch
 
+from butterfly.engine import Answer as EngineAnswer
 from butterfly.engine import Stage as EngineStage
 from butterfly.errors import WorkerError
 from butterfly.messages import Load, TensorHeader
 from butterfly.specs import ComputeDType, StepPlan
-from butterfly.worker.stage import HiddenState, Progress, Stage, StageOutput
+from butterfly.worker.stage import Answer, HiddenState, Progress, Stage, StageOutput
 
 
 class EngineStageFactory:
@@ -43,8 +44,8 @@ class _EngineStage:
     def run(self, plan: StepPlan, hidden: memoryview | None) -> StageOutput:
         with _translated(self._engine.plan.worker):
             output = self._engine.run(plan, None if hidden is None else self._to_tensor(hidden))
-        if isinstance(output, tuple):
-            return output
+        if isinstance(output, EngineAnswer):
+            return Answer(output.samples, output.scores)
         header = TensorHeader(dtype=self._dtype, shape=tuple(output.shape))
         return HiddenState(header, output.cpu().contiguous().view(torch.uint8).numpy().data)
 

@@ -287,14 +287,20 @@ class WorkerLoop:
     def _hand_on(self, step: Step, output: StageOutput, timings: tuple[StageTiming, ...]) -> None:
         assert self._load is not None
         if isinstance(output, HiddenState) == self._load.stage.head:
-            wanted = "samples" if self._load.stage.head else "a hidden state"
+            wanted = "an answer" if self._load.stage.head else "a hidden state"
             raise WorkerError(f"the stage of {self._name} did not return {wanted}", self._name)
         if isinstance(output, HiddenState):
             plan = _without_token_ids(step.plan)
             onward = Step(epoch=step.epoch, plan=plan, hidden=output.header, timings=timings)
             self._next.send(onward, output.payload, timeout_s=self._deadlines.send_s)
         else:
-            result = Result(epoch=step.epoch, step_id=step.plan.step_id, samples=output, timings=timings)
+            result = Result(
+                epoch=step.epoch,
+                step_id=step.plan.step_id,
+                samples=output.samples,
+                scores=output.scores,
+                timings=timings,
+            )
             self._coordinator.send(result, timeout_s=self._deadlines.send_s)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from butterfly.messages import Load, TensorHeader
-from butterfly.specs import SampledToken, StepPlan
+from butterfly.specs import SampledToken, ScoredTokens, StepPlan
 
 Buffer = bytes | bytearray | memoryview
 Progress = Callable[[int, int], None]  # (loaded_bytes, total_bytes), from the loading thread
@@ -19,7 +19,14 @@ class HiddenState(NamedTuple):
     payload: Buffer  # C-contiguous; must not change any more, since it may be sent without a copy
 
 
-StageOutput = HiddenState | tuple[SampledToken, ...]
+class Answer(NamedTuple):
+    """What the stage with the head answers to a step."""
+
+    samples: tuple[SampledToken, ...]
+    scores: tuple[ScoredTokens, ...] = ()
+
+
+StageOutput = HiddenState | Answer
 
 
 class Stage(Protocol):
@@ -32,10 +39,11 @@ class Stage(Protocol):
     def kv_used_bytes(self) -> int: ...
 
     def run(self, plan: StepPlan, hidden: memoryview | None) -> StageOutput:
-        """Compute one step: hidden states out, or the samples if the stage has the head.
+        """Compute one step: hidden states out, or the answer if the stage has the head.
 
         `hidden` is None on the stage with the embedding; else a writable buffer of exactly
-        num_tokens x hidden_size values, whose alignment is not promised. Drops `plan.released` first.
+        num_tokens x hidden_size values, whose alignment is not promised. First drops `plan.released`, then
+        carries out `plan.adopted`, in order.
         Raises ButterflyError (WorkerError for what has no better kind), or MemoryError.
         """
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
 from butterfly.communication import InProcessNetwork
 from butterfly.messages import Failed, Invitation, Load, Loaded, Ping, Result, Shutdown, Step
-from butterfly.specs import StepPlan
-from butterfly.worker import Deadlines, StageFactory, StageOutput, run_worker
+from butterfly.specs import Adoption, StepPlan
+from butterfly.worker import Answer, Deadlines, StageFactory, StageOutput, run_worker
 from butterfly.worker.stage import Progress
 from tests.multiprocess.arithmetic_worker import RESOURCES, ArithmeticStage, ArithmeticStageFactory
 from tests.multiprocess.tiny_coordinator import PATIENCE_S, TinyCoordinator, chunk
@@ -35,15 +36,15 @@ class HeldFactory:
 
 
 class WrongOutputFactory:
-    """Makes stages that return samples, with or without a head."""
+    """Makes stages that answer, with or without a head."""
 
     def load(self, load: Load, progress: Progress) -> ArithmeticStage:
-        return _AlwaysSamples(load)
+        return _AlwaysAnswers(load)
 
 
-class _AlwaysSamples(ArithmeticStage):
+class _AlwaysAnswers(ArithmeticStage):
     def run(self, plan: StepPlan, hidden: memoryview | None) -> StageOutput:
-        return ()
+        return Answer(())
 
 
 @dataclass
@@ -108,6 +109,25 @@ def test_join_load_step_shutdown(start_worker: StartWorker) -> None:
     assert coordinator.next(Loaded).message == Loaded(epoch=1, worker="w0", weight_bytes=2000)
     coordinator.step("w0", 5, 1, chunk(1, 0, (1, 2)))
     assert coordinator.result().step_id == 5
+
+
+def test_the_answer_comes_back_whole_and_adoptions_reach_the_stage(start_worker: StartWorker) -> None:
+    coordinator = start_worker().coordinator
+    coordinator.welcome("w0")
+    coordinator.send("w0", load_from(coordinator, 1))
+    coordinator.next(Loaded)
+    coordinator.step("w0", 5, 1, chunk(1, 0, (1, 2, 3)))
+    coordinator.result()
+    copy = Adoption(sequence_id=2, source_id=1, num_tokens=2, keeps_source=True)
+    coordinator.step("w0", 6, 1, adopted=(copy,))  # no tokens at all
+    assert coordinator.result().samples == ()
+    coordinator.step("w0", 7, 1, replace(chunk(2, 2, (4,)), scored_token_ids=(9,)))
+    continued = coordinator.result()
+    coordinator.step("w0", 8, 1, replace(chunk(3, 0, (1, 2, 4)), scored_token_ids=(7, 8, 9)))
+    computed = coordinator.result()
+    assert continued.samples[0].token_id == computed.samples[0].token_id
+    assert [(score.sequence_id, score.start) for score in continued.scores + computed.scores] == [(2, 3), (3, 1)]
+    assert continued.scores[0].logprobs == computed.scores[0].logprobs[2:]
 
 
 def test_a_newer_plan_replaces_a_load_under_way(start_worker: StartWorker) -> None:
