@@ -132,6 +132,11 @@ class WorkloadSpec(Spec, frozen=True):
     kv_tokens: int = 0  # tokens of KV cache in all, when less than concurrency x context; 0: that product
     objective: Objective = "latency"
 
+    def total_kv_tokens(self, context: int) -> int:
+        """Tokens of KV cache that every stage must hold, when sequences have `context` tokens at most."""
+        tokens = self.concurrency * context
+        return min(tokens, self.kv_tokens) if self.kv_tokens else tokens
+
 
 class StagePlan(Spec, frozen=True):
     """One stage: which layers live on which worker, and what that costs."""

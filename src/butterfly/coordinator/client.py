@@ -7,13 +7,22 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator
+from typing import Protocol
 
 from butterfly.coordinator.coordinator import Coordinator
 from butterfly.coordinator.request_streams import RequestStream
 from butterfly.errors import ButterflyError, InvalidRequestError, NotReadyError
-from butterfly.specs import ClusterStatus, Request, RequestOutput
+from butterfly.scheduling import TokenMatcher
+from butterfly.specs import ClusterStatus, GrammarSpec, Request, RequestOutput
 
 _log = logging.getLogger(__name__)
+
+
+class Grammars(Protocol):
+    """Compiles what outputs must match."""
+
+    def compile(self, grammar: GrammarSpec) -> TokenMatcher:
+        """Return a fresh matcher. Raises InvalidRequestError naming `grammar.param`. Called from any thread."""
 
 
 class CoordinatorClient:
@@ -22,8 +31,8 @@ class CoordinatorClient:
     Fits the API's EngineClient.
     """
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, coordinator: Coordinator, grammars: Grammars) -> None:
+        self._coordinator, self._grammars = coordinator, grammars
         self._thread = threading.Thread(target=self._run, name="coordinator")
 
     def start(self) -> None:
@@ -36,13 +45,11 @@ class CoordinatorClient:
 
     async def submit(self, request: Request) -> AsyncIterator[RequestOutput]:
         """Queue a request and return its outputs. Raises RequestError when it is refused."""
-        known = range(self._coordinator.vocab_size)  # a tokenizer may have more tokens than the model
-        unknown = next((token_id for token_id in request.prompt_token_ids if token_id not in known), None)
-        if unknown is not None:
-            raise InvalidRequestError(
-                f"token id {unknown} is outside the model's vocabulary of {self._coordinator.vocab_size}", "prompt"
-            )
-        stream = RequestStream(request, asyncio.get_running_loop(), time.monotonic())
+        self._refuse_unknown_tokens(request)
+        matcher = None
+        if request.grammar is not None:  # may take long; the event loop serves others
+            matcher = await asyncio.to_thread(self._grammars.compile, request.grammar)
+        stream = RequestStream(request, asyncio.get_running_loop(), time.monotonic(), matcher)
         self._coordinator.post(lambda: self._accept(stream))
         try:
             await stream.wait_accepted()
@@ -50,6 +57,21 @@ class CoordinatorClient:
             self.abort(request.request_id)
             raise
         return self._outputs(stream)
+
+    def _refuse_unknown_tokens(self, request: Request) -> None:
+        """Raise InvalidRequestError for ids that a stage would refuse: a tokenizer may have more than the model."""
+        vocab_size = self._coordinator.vocab_size
+        fields = {
+            "prompt": request.prompt_token_ids,
+            "logit_bias": tuple(token_id for token_id, _ in request.sampling.logit_bias),
+            "stop_token_ids": request.stop_token_ids if request.min_tokens else (),
+        }
+        for name, token_ids in fields.items():
+            unknown = next((token_id for token_id in token_ids if not 0 <= token_id < vocab_size), None)
+            if unknown is not None:
+                raise InvalidRequestError(
+                    f"token id {unknown} is outside the model's vocabulary of {vocab_size}", name, request.request_id
+                )
 
     def abort(self, request_id: str) -> None:
         """End a request with `abort` soon; an unknown or finished one is ignored. Callable from any thread."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from butterfly.specs import ComputeDType, ModelFootprint, ModelSpec, Spec, TensorEntry, WorkloadSpec
+from butterfly.specs import ComputeDType, ModelFootprint, ModelSpec, PrefixReuse, Spec, TensorEntry, WorkloadSpec
 
 
 class PipelineModel(Protocol):
@@ -28,8 +28,10 @@ class CoordinatorConfig(Spec, frozen=True):
 
     workload: WorkloadSpec
     dtype: ComputeDType = "bfloat16"
-    num_slots: int = 0  # steps in flight; 0: one per stage; 1: the plain loop
+    num_slots: int = 0  # steps in flight; 0: one per stage and one spare; 1: the plain loop
     max_num_batched_tokens: int = 512
     max_waiting_tokens: int = 1 << 20
+    prefix_reuse: PrefixReuse = "all"
+    target_ttft_s: float = 60.0  # requests that would wait longer for their prefill are refused
     step_timeout_s: float = 300.0  # one step through all stages, longest prefill chunk included
     send_timeout_s: float = 5.0

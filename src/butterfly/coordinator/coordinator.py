@@ -126,6 +126,10 @@ class Coordinator:
         self._notice_exits()
         if self._serving is not None:
             self._check_step_deadline(self._serving, now_s)
+        if self._serving is not None:
+            self._serving.expire(now_s)
+            self._serving.check_when_idle()
+            self._serving.report_load()
         self._handle(cluster.Ticked(now_s=now_s))
 
     def _notice_exits(self) -> None:
@@ -211,7 +215,9 @@ class Coordinator:
 
     def _finish_step(self, result: Result) -> None:
         if self._serving is not None:
-            finished = StepResult(step_id=result.step_id, samples=result.samples, timings=result.timings)
+            finished = StepResult(
+                step_id=result.step_id, samples=result.samples, timings=result.timings, scores=result.scores
+            )
             self._serving.finish_step(finished, time.monotonic())
 
     # -------------------------------------------------------------------- events and actions
@@ -271,12 +277,15 @@ class Coordinator:
         rounding = workload.concurrency * (BLOCK_SIZE - 1)
         config = SchedulerConfig(
             num_slots=self._config.num_slots or len(self._plan.stages),
+            num_spare_slots=0 if self._config.num_slots else 1,
             max_num_sequences=workload.concurrency,
             kv_capacity_tokens=self._plan.kv_capacity_tokens + rounding,
             block_size=BLOCK_SIZE,
             max_context=max_context,
             max_waiting_tokens=self._config.max_waiting_tokens,
             max_num_batched_tokens=self._config.max_num_batched_tokens,
+            prefix_reuse=self._config.prefix_reuse,
+            target_ttft_s=self._config.target_ttft_s,
         )
         self._serving = Serving(Scheduler(config), self._metrics, self.statistics)
         self._is_issuing = True
@@ -296,14 +305,16 @@ class Coordinator:
         self._stopped = True
 
     def _snapshot(self) -> ClusterStatus:
-        serving = self._serving
+        counts = self._serving.counts if self._serving else None
         return ClusterStatus(
             phase=self._state.phase,
             epoch=self._gate.epoch,
             model=self._model.name,
             workers=self._state.snapshot(),
             plan=self._plan,
-            running_requests=serving.num_running if serving else 0,
-            waiting_requests=serving.num_waiting if serving else 0,
+            running_requests=counts.num_running if counts else 0,
+            waiting_requests=counts.num_waiting if counts else 0,
+            kv_used_tokens=counts.used_tokens if counts else 0,
+            kv_kept_tokens=counts.kept_tokens if counts else 0,
             detail=self._state.detail,
         )

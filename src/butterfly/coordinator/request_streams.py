@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
+from butterfly.scheduling import TokenMatcher
 from butterfly.specs import Request, RequestOutput
 
 
@@ -15,8 +16,14 @@ class RequestStream:
     Made on the event loop; `accept`, `refuse` and `put` are called from the coordinator's thread.
     """
 
-    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop, now_s: float) -> None:
-        self.request = request
+    def __init__(
+        self,
+        request: Request,
+        loop: asyncio.AbstractEventLoop,
+        now_s: float,
+        matcher: TokenMatcher | None = None,
+    ) -> None:
+        self.request, self.matcher = request, matcher
         self.submitted_s = now_s
         self.first_token_s: float | None = None
         self._loop = loop

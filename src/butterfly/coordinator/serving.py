@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 from butterfly.coordinator.request_streams import RequestStream
-from butterfly.errors import RequestError
-from butterfly.monitoring import Metrics, StepStatistics
-from butterfly.scheduling import Scheduler
+from butterfly.errors import InvalidRequestError, OverloadedError, RequestError
+from butterfly.monitoring import BusyShare, Metrics, RefusalReason, StepStatistics
+from butterfly.scheduling import InvariantError, Scheduler, SchedulerCounts
 from butterfly.specs import RequestOutput, StageTiming, StepPlan, StepResult
+
+_log = logging.getLogger(__name__)
 
 
 class _Finished(NamedTuple):
@@ -30,24 +33,24 @@ class Serving:
 
     def __init__(self, scheduler: Scheduler, metrics: Metrics, statistics: StepStatistics) -> None:
         self._scheduler, self._metrics, self._statistics = scheduler, metrics, statistics
+        self._busy = BusyShare()
+        self._num_preemptions = 0
+        self._is_checked = True  # the books, since the last step
         self._streams: dict[str, RequestStream] = {}
         self._sent: dict[int, tuple[StepPlan, float]] = {}  # steps in flight, and when they left
         self._finished: list[_Finished] = []  # steps that `settle` has still to tell of
         self.has_free_slot = True  # whether a result came since `next_step` last had nothing to give
 
     @property
-    def num_running(self) -> int:
-        return self._scheduler.num_running
-
-    @property
-    def num_waiting(self) -> int:
-        return self._scheduler.num_waiting
+    def counts(self) -> SchedulerCounts:
+        return self._scheduler.counts
 
     def add(self, stream: RequestStream, now_s: float) -> None:
         """Queue a request, or tell its stream why not."""
         try:
-            self._scheduler.add(stream.request, now_s)
+            self._scheduler.add(stream.request, now_s, stream.matcher)
         except RequestError as error:
+            self._metrics.request_refused(_kind_of_refusal(error))
             stream.refuse(error)
             return
         self._streams[stream.request.request_id] = stream
@@ -61,12 +64,28 @@ class Serving:
         self._scheduler.abort(request_id)
         self._deliver(self._scheduler.drain_outputs(), now_s)
 
+    def expire(self, now_s: float) -> None:
+        """End the requests whose deadline has passed."""
+        self.settle()
+        self._deliver(self._scheduler.expire(now_s), now_s)
+
+    def check_when_idle(self) -> None:
+        """Once after every busy time: do the scheduler's books balance? If not, say so, and go on serving."""
+        if self._is_checked or not self._scheduler.is_idle:
+            return
+        self._is_checked = True
+        try:
+            self._scheduler.check_integrity()
+        except InvariantError as error:
+            _log.error("the scheduler's books do not balance: %s", error)
+
     def next_step(self, now_s: float) -> StepPlan | None:
         """Return a step to send, or None."""
         step = self._scheduler.schedule()
         if step is None:
             self.has_free_slot = False
             return None
+        self._is_checked = False
         self._sent[step.step_id] = (step, now_s)
         return step
 
@@ -86,6 +105,7 @@ class Serving:
             total_s = step.received_s - step.sent_s
             self._deliver(step.outputs, step.received_s)
             self._metrics.step_finished(step.timings, total_s)
+            self._busy.record(step.timings)
             if step.plan.sequences and all(sequence.num_tokens == 1 for sequence in step.plan.sequences):
                 self._statistics.record(step.timings, total_s)
 
@@ -108,10 +128,28 @@ class Serving:
                     output.finish_reason,
                     num_prompt_tokens=output.num_prompt_tokens,
                     num_output_tokens=output.num_output_tokens,
+                    num_cached_tokens=output.num_cached_tokens,
                     ttft_s=stream.ttft_s(),
                     tpot_s=stream.tpot_s(output.num_output_tokens, now_s),
                 )
         self._report_queue()
 
+    def report_load(self) -> None:
+        """Tell the gauges how full everything is. A few times a second is enough."""
+        counts = self._scheduler.counts
+        self._metrics.kv_changed(
+            used_tokens=counts.used_tokens, kept_tokens=counts.kept_tokens, free_tokens=counts.free_tokens
+        )
+        self._metrics.preempted(counts.num_preemptions - self._num_preemptions)
+        self._num_preemptions = counts.num_preemptions
+        self._metrics.stages_busy(self._busy.summary())
+
     def _report_queue(self) -> None:
-        self._metrics.queue_changed(running=self._scheduler.num_running, waiting=self._scheduler.num_waiting)
+        counts = self._scheduler.counts
+        self._metrics.queue_changed(running=counts.num_running, waiting=counts.num_waiting)
+
+
+def _kind_of_refusal(error: RequestError) -> RefusalReason:
+    if isinstance(error, OverloadedError):
+        return "overloaded"
+    return "invalid" if isinstance(error, InvalidRequestError) else "not_ready"

@@ -17,9 +17,9 @@ def refuse(
 
     def fits(context: int, extra_bytes: int) -> bool:
         larger = tuple(capacity + extra_bytes for capacity in capacities)
-        return fits_anyhow(MemoryProblem.of(model, larger, workload.concurrency * context))
+        return fits_anyhow(MemoryProblem.of(model, larger, workload.total_kv_tokens(context)))
 
-    problem = MemoryProblem.of(model, capacities, workload.concurrency * context)
+    problem = MemoryProblem.of(model, capacities, workload.total_kv_tokens(context))
     needed = problem.layer_ends[-1] + problem.first_bytes + problem.last_bytes
     extra = _smallest(lambda extra_bytes: fits(context, extra_bytes), needed)
     advice = f"{extra:,} more bytes on each node would fit"

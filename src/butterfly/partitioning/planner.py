@@ -36,7 +36,7 @@ def plan(
         message = f"{len(nodes)} workers but the model has {num_layers} layers"
         raise InfeasiblePlanError(f"{message}: use at most {num_layers} workers", (message,))
     wanted = proportional_counts(num_layers, tuple(node.memory_bytes for node in nodes))
-    kv_tokens = workload.concurrency * context
+    kv_tokens = workload.total_kv_tokens(context)
     problem = MemoryProblem.of(model, tuple(node.memory_bytes for node in nodes), kv_tokens)
     counts = nearest_fit(problem, wanted)
     if counts is None:

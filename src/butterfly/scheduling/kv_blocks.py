@@ -26,7 +26,7 @@ class BlockPool:
         self._num_blocks = num_blocks
         self._block_size = block_size
         self._free = list(range(num_blocks))
-        self._owned: dict[int, tuple[int, ...]] = {}
+        self._owned: dict[int, list[int]] = {}
 
     @property
     def num_free(self) -> int:
@@ -34,33 +34,48 @@ class BlockPool:
 
     @property
     def num_used(self) -> int:
-        return sum(len(blocks) for blocks in self._owned.values())
+        return self._num_blocks - len(self._free)
+
+    def num_owned(self, sequence_id: int) -> int:
+        return len(self._owned.get(sequence_id, ()))
 
     def blocks_for(self, num_tokens: int) -> int:
         """Return how many blocks hold `num_tokens` tokens."""
         return -(-num_tokens // self._block_size)
 
-    def can_reserve(self, num_tokens: int) -> bool:
-        return self.blocks_for(num_tokens) <= len(self._free)
+    def num_missing(self, sequence_id: int, num_tokens: int) -> int:
+        """Return how many blocks `sequence_id` lacks to hold `num_tokens` tokens."""
+        return max(0, self.blocks_for(num_tokens) - self.num_owned(sequence_id))
 
-    def reserve(self, sequence_id: int, num_tokens: int) -> None:
-        """Give `sequence_id` room for `num_tokens`. Raises InvariantError when it cannot."""
-        require(sequence_id not in self._owned, f"sequence {sequence_id} already owns blocks")
-        count = self.blocks_for(num_tokens)
+    def can_grow(self, sequence_id: int, num_tokens: int) -> bool:
+        return self.num_missing(sequence_id, num_tokens) <= len(self._free)
+
+    def grow(self, sequence_id: int, num_tokens: int) -> None:
+        """Give `sequence_id` room for `num_tokens` tokens in all. Raises InvariantError when there is none."""
+        count = self.num_missing(sequence_id, num_tokens)
         require(count <= len(self._free), f"{count} blocks wanted but {len(self._free)} are free")
-        self._owned[sequence_id] = tuple(self._free.pop() for _ in range(count))
+        self._owned.setdefault(sequence_id, []).extend(self._free.pop() for _ in range(count))
+
+    def hand_over(self, source_id: int, sequence_id: int, num_tokens: int) -> None:
+        """Give the blocks of `source_id` to `sequence_id`, but for those that `num_tokens` tokens do not need."""
+        require(source_id in self._owned, f"sequence {source_id} owns no blocks")
+        require(sequence_id not in self._owned, f"sequence {sequence_id} already owns blocks")
+        blocks = self._owned.pop(source_id)
+        count = self.blocks_for(num_tokens)
+        require(count <= len(blocks), f"sequence {source_id} holds fewer than {num_tokens} tokens")
+        self._owned[sequence_id] = blocks[:count]
+        self._free.extend(blocks[count:])
 
     def release(self, sequence_id: int) -> None:
-        """Take back every block of `sequence_id`. Raises InvariantError when it owns none."""
-        require(sequence_id in self._owned, f"sequence {sequence_id} owns no blocks")
-        self._free.extend(self._owned.pop(sequence_id))
+        """Take back every block of `sequence_id`; one that owns none is no error."""
+        self._free.extend(self._owned.pop(sequence_id, ()))
 
     def check(self, owners: Iterable[int]) -> None:
-        """Raise InvariantError unless free + used = all, each block once, and `owners` are the owners."""
+        """Raise InvariantError unless free + owned = all, each block once, and only `owners` own any."""
         used = [block for blocks in self._owned.values() for block in blocks]
         require(
             sorted(self._free + used) == list(range(self._num_blocks)),
-            f"{len(self._free)} free + {len(used)} used blocks are not the {self._num_blocks} there are",
+            f"{len(self._free)} free + {len(used)} owned blocks are not the {self._num_blocks} there are",
         )
-        expected, actual = sorted(owners), sorted(self._owned)
-        require(expected == actual, f"blocks are owned by sequences {actual}, but {expected} are admitted")
+        strangers = sorted(set(self._owned) - set(owners))
+        require(not strangers, f"blocks are owned by sequences {strangers}, which neither run nor are kept")

@@ -1,51 +1,51 @@
 """The policies of the scheduler, each a small pure function. Change one here and nowhere else.
 
-`AdmissionKey` orders the waiting requests: the smallest key is admitted first, and nobody overtakes a
-request that has the smallest key but does not fit yet. A key must not change while a request waits. A
-policy starves nobody if only finitely many later arrivals can get a smaller key than a waiting request.
+`AdmissionKey` orders the waiting requests: the smallest key is admitted first, and nobody overtakes a request that
+has the smallest key but does not fit yet. Within a tenant the order is that of the key with nothing served, and must
+not change while a request waits. A policy starves nobody if only finitely many later arrivals can get a smaller key
+than a waiting request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Series
 
 from butterfly.scheduling.request_state import RequestState, Sequence
 
-AdmissionKey = Callable[[RequestState], tuple[float, ...]]
+AdmissionKey = Callable[[RequestState, float], tuple[float, ...]]
+"""(request, tokens that its tenant has been served) -> key"""
+
+PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0  # what a token counts for its tenant, as in the paper on virtual counters
 
 
-def first_come_first_served(state: RequestState) -> tuple[float, ...]:
-    """Order of arrival. A requeued request keeps its place in line, ahead of all that came later."""
+def fair_share(state: RequestState, served_tokens: float) -> tuple[float, ...]:
+    """Priority first, then the tenant that has been served least, then the order of arrival."""
+    return state.request.priority, served_tokens, state.arrival_order
+
+
+def first_come_first_served(state: RequestState, served_tokens: float) -> tuple[float, ...]:
+    """The order of arrival and nothing else. A requeued request is ahead of all that came later."""
     return (state.arrival_order,)
 
 
-def least_loaded_slot(slots: Series[Iterable[Sequence]]) -> int:
-    """Return the slot for a new sequence: fewest sequences, then least left to compute, then lowest number.
+def decode_cap(num_decoding: int, num_slots: int) -> int:
+    """Return how many decode tokens one step takes: a burst must fill all stages, not one batch."""
+    return -(-num_decoding // num_slots)
 
-    A burst must not land in one batch and leave the other stages idle.
+
+def first_to_preempt(sequences: Iterable[Sequence]) -> Sequence | None:
+    """Return the newest of the lowest priority: the least work is lost, and nobody older waits for it."""
+    return max(
+        sequences,
+        key=lambda sequence: (sequence.state.request.priority, sequence.state.arrival_order),
+        default=None,
+    )
+
+
+def takes_over(num_shared: int, num_source: int, num_free_blocks: int, num_needed_blocks: int, block_size: int) -> bool:
+    """Whether a kept sequence is taken over rather than copied.
+
+    A conversation that goes on takes over its own past. A beginning that many share stays for the next one, as
+    long as there is room for a copy without driving anything else out.
     """
-
-    def load(slot: int) -> tuple[int, int, int]:
-        sequences = list(slots[slot])
-        return len(sequences), sum(sequence.num_remaining_tokens for sequence in sequences), slot
-
-    return min(range(len(slots)), key=load)
-
-
-def fill_batch(sequences: Iterable[Sequence], budget: int) -> list[tuple[Sequence, int]]:
-    """Share `budget` tokens among the schedulable sequences of a slot, given in order of admission.
-
-    Decode tokens first: they are what a reader waits for and cost one token each. What is left goes to
-    prefill, oldest first, cut into chunks by the budget. Returns (sequence, number of tokens) pairs.
-    """
-    ready = [sequence for sequence in sequences if sequence.is_schedulable]
-    ready.sort(key=lambda sequence: not sequence.is_decoding)  # stable: keeps the order of admission
-    batch = []
-    for sequence in ready:
-        num_tokens = min(budget, sequence.num_remaining_tokens)
-        if num_tokens == 0:
-            break
-        batch.append((sequence, num_tokens))
-        budget -= num_tokens
-    return batch
+    return num_source - num_shared < block_size or num_free_blocks < num_needed_blocks

@@ -2,70 +2,96 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from dataclasses import dataclass
 
 from butterfly.errors import ContextLengthError, InvalidRequestError, OverloadedError, ProtocolError
 from butterfly.scheduling import policy
 from butterfly.scheduling.config import SchedulerConfig
-from butterfly.scheduling.kv_blocks import BlockPool, require
-from butterfly.scheduling.request_state import RequestState, Sequence
-from butterfly.specs import Request, RequestOutput, SampledToken, StepPlan, StepResult
+from butterfly.scheduling.kv_blocks import require
+from butterfly.scheduling.request_state import RequestState, Sequence, TokenMatcher
+from butterfly.scheduling.running import RunningSequences
+from butterfly.scheduling.stage_times import StageTimes
+from butterfly.scheduling.waiting import ServedTokens, WaitingLine
+from butterfly.specs import (
+    FinishReason,
+    Request,
+    RequestOutput,
+    SampledToken,
+    ScoredTokens,
+    Spec,
+    StepPlan,
+    StepResult,
+)
+
+
+class SchedulerCounts(Spec, frozen=True):
+    """Where everything is. used + kept + free tokens of KV cache are all there are."""
+
+    num_running: int
+    num_waiting: int
+    used_tokens: int
+    kept_tokens: int
+    free_tokens: int
+    num_preemptions: int  # since the start
 
 
 @dataclass(frozen=True, slots=True)
 class _InFlightStep:
     plan: StepPlan
     sequences: tuple[Sequence, ...]
+    num_prefill_tokens: int
 
 
 class Scheduler:
-    """First come first served continuous batching with chunked prefill over `num_slots` slots.
+    """Continuous batching over `num_slots` alternating batches, with chunked prefill and prefix reuse.
 
-    `schedule()` until it returns None, send what it gave, `update()` with what comes back, in any order.
+    `schedule()` until it returns None, send what it gave, `update()` with what comes back.
     """
 
-    def __init__(
-        self, config: SchedulerConfig, admission_key: policy.AdmissionKey = policy.first_come_first_served
-    ) -> None:
+    def __init__(self, config: SchedulerConfig, admission_key: policy.AdmissionKey = policy.fair_share) -> None:
         self._config = config
-        self._admission_key = admission_key
-        self._pool = BlockPool(config.num_blocks, config.block_size)
         self._unfinished: dict[str, RequestState] = {}  # waiting and running, by request id
-        self._waiting: list[RequestState] = []  # sorted by the admission key
-        self._slots: list[dict[int, Sequence]] = [{} for _ in range(config.num_slots)]  # by sequence id
+        self._served = ServedTokens()
+        self._waiting = WaitingLine(admission_key, self._served)
+        self._running = RunningSequences(config, self._waiting.push)
+        self._times = StageTimes()
         self._in_flight: dict[int, _InFlightStep] = {}  # by slot
-        self._released: list[int] = []  # sequence ids that the stages have still to hear of
         self._outputs: list[RequestOutput] = []  # ends that no step brought, see drain_outputs
         self._num_arrivals = 0
-        self._next_sequence_id = 1
+        self._num_updates = 0
         self._next_step_id = 1
-        self._next_slot = 0  # where to look for work first: slots take turns
 
     # ------------------------------------------------------------------------------- questions
 
     @property
-    def num_running(self) -> int:
-        """Unfinished requests that hold KV cache."""
-        return len(self._unfinished) - len(self._waiting)
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def num_waiting_tokens(self) -> int:
-        return sum(state.num_tokens for state in self._waiting)
+    def counts(self) -> SchedulerCounts:
+        all_tokens = self._config.num_blocks * self._config.block_size
+        kept, free = self._running.kept_tokens, self._running.free_tokens
+        return SchedulerCounts(
+            num_running=len(self._unfinished) - len(self._waiting),
+            num_waiting=len(self._waiting),
+            used_tokens=all_tokens - kept - free,
+            kept_tokens=kept,
+            free_tokens=free,
+            num_preemptions=self._running.num_preemptions,
+        )
 
     @property
     def has_unfinished(self) -> bool:
         """Some request has not ended. Releases alone do not count, though `schedule()` may carry them."""
         return bool(self._unfinished)
 
+    @property
+    def is_idle(self) -> bool:
+        """No request is unfinished and no step under way."""
+        return not self._unfinished and not self._in_flight
+
     # ---------------------------------------------------------------------------------- requests
 
-    def add(self, request: Request, now_s: float) -> None:
+    def add(self, request: Request, now_s: float, matcher: TokenMatcher | None = None) -> None:
         """Queue a request; max_tokens is clipped to what the context leaves after the prompt.
+
+        `matcher` says which tokens may follow which, when the request has a grammar.
 
         Raises InvalidRequestError (empty prompt, max_tokens < 1, an id that is in use),
         ContextLengthError (could never run) or OverloadedError (the queue is full). A request that
@@ -74,24 +100,35 @@ class Scheduler:
         self._refuse_malformed(request)
         max_tokens = self._clip_max_tokens(request)
         self._refuse_overload(request)
-        state = RequestState(request, max_tokens, self._num_arrivals, now_s)
+        state = RequestState(request, max_tokens, self._num_arrivals, now_s, matcher)
         self._num_arrivals += 1
         self._unfinished[request.request_id] = state
-        insort(self._waiting, state, key=self._admission_key)
+        self._served.enter(request.tenant)
+        self._waiting.push(state)
 
     def abort(self, request_id: str) -> None:
         """End a request at once with `abort`; its last output comes from `drain_outputs()`.
 
-        A result that is still on its way is ignored, and its KV cache released after it. An unknown or
+        A result that is still on its way is ignored, and its KV cache given up after it. An unknown or
         finished id is no error: the client left as its last token came.
         """
         state = self._unfinished.get(request_id)
-        if state is None:
-            return
-        self._outputs.append(self._book(state.finish("abort")))
-        for sequence in self._sequences():
-            if sequence.state is state and sequence.num_in_flight_tokens == 0:
-                self._drop(sequence)
+        if state is not None:
+            self._outputs.append(self._end(state, "abort"))
+
+    def expire(self, now_s: float) -> list[RequestOutput]:
+        """End every request whose deadline has passed with an error, and return their last outputs."""
+        late = [state for state in self._unfinished.values() if state.deadline_s <= now_s]
+        return [
+            self._end(
+                state,
+                "error",
+                f"the request did not end within {state.request.timeout_s:g} s "
+                f"({state.num_output_tokens} tokens were generated)",
+                timed_out=True,
+            )
+            for state in late
+        ]
 
     def drain_outputs(self) -> list[RequestOutput]:
         """Return the outputs of aborted requests, once each. `update()` never returns them.
@@ -104,63 +141,51 @@ class Scheduler:
     # ------------------------------------------------------------------------------------- steps
 
     def schedule(self) -> StepPlan | None:
-        """Return the next step to send, or None while there is nothing to do or no slot is free."""
+        """Return the next step to send, or None while there is nothing to do or enough is under way."""
         self._admit()
-        for offset in range(self._config.num_slots):
-            slot = (self._next_slot + offset) % self._config.num_slots
-            if slot in self._in_flight:
-                continue
-            batch = policy.fill_batch(self._slots[slot].values(), self._config.max_num_batched_tokens)
+        if len(self._in_flight) < self._config.max_steps_in_flight:
+            batch = self._make_batch()
             if batch:
-                self._next_slot = (slot + 1) % self._config.num_slots
-                return self._start_step(slot, batch)
-        if self._released and not self._in_flight:
-            return self._start_step(self._next_slot, [])  # nothing else will run to carry the releases
+                return self._start_step(batch)
+        if self._running.has_news and not self._in_flight:
+            return self._start_step([])  # nothing else will run to carry the releases
         return None
 
     def update(self, result: StepResult) -> list[RequestOutput]:
         """Take in what a step sampled and return what that added to each request, in batch order.
 
-        A step that was forgotten (failed, requeued) or is already done changes nothing. Raises
-        ProtocolError, changing nothing, when the samples are not exactly those that the step asked for.
+        A step that was forgotten (requeued) or is already done changes nothing. Raises ProtocolError,
+        changing nothing, when samples or scores are not exactly those that the step asked for.
         """
         step = self._find_step(result.step_id)
         if step is None:
             return []
-        samples = _match_samples(step.plan, result)
+        samples, scores = _match_samples(step.plan, result), _match_scores(step.plan, result)
         del self._in_flight[step.plan.slot]
+        if step.sequences:
+            self._times.record(result.timings, step.num_prefill_tokens)
+        self._num_updates += 1
         outputs = []
-        for sequence in step.sequences:
-            sequence.finish_step()
+        for sequence, part in zip(step.sequences, step.plan.sequences, strict=True):
+            self._running.finish_step(sequence, part.num_tokens, self._num_updates)
             state, sample = sequence.state, samples.get(sequence.sequence_id)
-            if sample is not None and state.finish_reason is None:
-                outputs.append(self._book(state.append(sample.token_id)))
-            if state.finish_reason is not None:
-                self._drop(sequence)
+            if state.finish_reason is None and (score := scores.get(sequence.sequence_id)) is not None:
+                state.add_scores(score)
+            if state.finish_reason is None and sample is not None:
+                outputs.append(self._book(state.append(sample)))
+            if state.finish_reason is not None and not sequence.is_in_flight:
+                self._running.finish(sequence)
         return outputs
 
     # ---------------------------------------------------------------------------------- failures
 
-    def fail_step(self, step_id: int, reason: str) -> list[RequestOutput]:
-        """End every request of a step with an error; a step that is no longer in flight changes nothing."""
-        step = self._find_step(step_id)
-        if step is None:
-            return []
-        del self._in_flight[step.plan.slot]
-        outputs = []
-        for sequence in step.sequences:
-            state = sequence.state
-            if state.finish_reason is None:
-                outputs.append(self._book(state.finish("error", reason)))
-            self._drop(sequence)
-        return outputs
-
     def fail_all(self, reason: str) -> list[RequestOutput]:
         """End every unfinished request with an error and forget the steps in flight."""
         states = list(self._unfinished.values())
-        outputs = [self._book(state.finish("error", reason)) for state in states]
-        self._forget_admissions()
-        return outputs
+        self._in_flight.clear()
+        self._running.forget_all()
+        self._waiting.clear()
+        return [self._book(state.finish("error", reason)) for state in states]
 
     def requeue_all(self) -> None:
         """Recovery is preemption: forget steps and KV cache, keep the tokens, let prefill rebuild the rest.
@@ -168,27 +193,29 @@ class Scheduler:
         Requests return to their place in line and get a new sequence id when admitted again. The old ids
         are announced as released like any other; a stage that starts afresh ignores those it never met.
         """
-        running = [seq.state for seq in self._sequences() if seq.state.finish_reason is None]
-        self._forget_admissions()
-        for state in running:
-            insort(self._waiting, state, key=self._admission_key)
+        self._in_flight.clear()
+        interrupted = [seq.state for seq in self._running.all() if seq.state.finish_reason is None]
+        self._running.forget_all()
+        for state in interrupted:
+            self._waiting.push(state)
 
     def check_integrity(self) -> None:
-        """Raise InvariantError unless the books balance: blocks, slots, steps and requests."""
-        sequences = self._sequences()
-        self._pool.check(sequence.sequence_id for sequence in sequences)
+        """Raise InvariantError unless the books balance: blocks, sequences, steps and requests."""
+        self._running.check()
+        sequences = self._running.all()
         states = [sequence.state for sequence in sequences if sequence.state.finish_reason is None]
         held = sorted(state.request.request_id for state in [*states, *self._waiting])
-        require(held == sorted(self._unfinished), "an unfinished request must wait or be admitted, once")
-        flying = {seq.sequence_id for step in self._in_flight.values() for seq in step.sequences}
+        require(held == sorted(self._unfinished), "an unfinished request must wait or run, once")
+        flying: dict[int, int] = {}
+        for step in self._in_flight.values():
+            for part in step.plan.sequences:
+                flying[part.sequence_id] = flying.get(part.sequence_id, 0) + part.num_tokens
         for sequence in sequences:
-            name = f"sequence {sequence.sequence_id}"
-            in_flight = sequence.num_in_flight_tokens > 0
-            require(in_flight == (sequence.sequence_id in flying), f"{name} and its step disagree")
-            require(in_flight or sequence.state.finish_reason is None, f"{name} outlives its request")
-            require(sequence.num_remaining_tokens > 0, f"{name} has nothing left to compute")
-        require(len(set(self._released)) == len(self._released), "a sequence is released twice")
-        require(flying <= {seq.sequence_id for seq in sequences}, "a step in flight has lost a sequence")
+            name, num_in_flight = f"sequence {sequence.sequence_id}", sequence.num_in_flight_tokens
+            require(num_in_flight == flying.get(sequence.sequence_id, 0), f"{name} and its steps disagree")
+            require(num_in_flight > 0 or sequence.state.finish_reason is None, f"{name} outlives its request")
+            require(sequence.num_computed_tokens < sequence.state.num_tokens, f"{name} has nothing left to compute")
+        require(set(flying) <= {sequence.sequence_id for sequence in sequences}, "a step has lost a sequence")
 
     # ---------------------------------------------------------------------------------- the insides
 
@@ -223,41 +250,100 @@ class Scheduler:
         return max_tokens
 
     def _refuse_overload(self, request: Request) -> None:
-        waiting, limit = self.num_waiting_tokens, self._config.max_waiting_tokens
-        if self._waiting and waiting + len(request.prompt_token_ids) > limit:
-            raise OverloadedError(
-                f"{len(self._waiting)} requests with {waiting} tokens wait and the queue holds {limit}; "
-                f"try again in {self._config.retry_after_s:g} s",
-                self._config.retry_after_s,
-                request.request_id,
-            )
+        waiting, rate = self._waiting.num_tokens, self._times.prefill_tokens_per_s
+        limit = self._config.max_waiting_tokens
+        if rate is not None:
+            limit = min(limit, int(self._config.target_ttft_s * rate))
+        if not len(self._waiting) or waiting + len(request.prompt_token_ids) <= limit:
+            return
+        retry_after_s = self._config.retry_after_s if rate is None else max(1.0, waiting / rate)
+        raise OverloadedError(
+            f"{len(self._waiting)} requests with {waiting} tokens wait, and the queue takes {limit} "
+            f"at the speed of this cluster; try again in {retry_after_s:.0f} s",
+            retry_after_s,
+            request.request_id,
+        )
 
     def _admit(self) -> None:
         """Admit from the front of the line while there is room; nobody overtakes."""
-        num_admitted = len(self._sequences())
-        while self._waiting and num_admitted < self._config.max_num_sequences:
-            state = self._waiting[0]
-            if not self._pool.can_reserve(state.num_reserved_tokens):
-                return
-            del self._waiting[0]
-            slot = policy.least_loaded_slot([slot.values() for slot in self._slots])
-            sequence = Sequence(self._next_sequence_id, slot, state)
-            self._pool.reserve(sequence.sequence_id, state.num_reserved_tokens)
-            self._slots[slot][sequence.sequence_id] = sequence
-            self._next_sequence_id += 1
-            num_admitted += 1
+        while (state := self._waiting.first()) is not None and self._running.admit(state):
+            self._waiting.remove(state)
 
-    def _start_step(self, slot: int, batch: list[tuple[Sequence, int]]) -> StepPlan:
+    def _make_batch(self) -> list[tuple[Sequence, int]]:
+        """Choose sequences and how many tokens of each. Decode tokens first: readers wait for them.
+
+        While requests decode, prompts only ride along with their steps or fill a slot that would be empty; a
+        spare slot is for a whole decode batch, or for prompts when nobody reads.
+        """
+        running = self._running.all()
+        decoding = [sequence for sequence in running if sequence.is_decoding and sequence.state.finish_reason is None]
+        ready = sorted((seq for seq in decoding if seq.is_schedulable), key=lambda seq: seq.ready_order)
+        cap = policy.decode_cap(len(decoding), self._config.num_slots)
+        is_spare = len(self._in_flight) >= self._config.num_slots
+        if is_spare and decoding and len(ready) < cap:
+            return []
+        budget = self._config.max_num_batched_tokens
+        batch: list[tuple[Sequence, int]] = []
+        for sequence in ready[: min(cap, budget)]:
+            self._append(batch, sequence, 1)
+        prefilling = [seq for seq in running if seq.is_schedulable and not seq.is_decoding]
+        self._append_chunks(batch, prefilling, budget - len(batch), beside_decodes=bool(decoding))
+        return batch
+
+    def _append_chunks(
+        self, batch: list[tuple[Sequence, int]], prefilling: list[Sequence], budget: int, *, beside_decodes: bool
+    ) -> None:
+        """Share one chunk's worth of tokens among prompts: by priority, then in order of admission."""
+        num_waiting = sum(sequence.num_unscheduled_tokens for sequence in prefilling)
+        if not num_waiting:
+            return
+        chunk = self._times.chunk_tokens(
+            num_waiting, self._config.num_slots, self._config.first_chunk_tokens, beside_decodes=beside_decodes
+        )
+        budget = min(budget, chunk)
+        for sequence in sorted(prefilling, key=lambda seq: seq.state.request.priority):
+            if budget == 0:
+                return
+            num_tokens = min(budget, sequence.num_unscheduled_tokens)
+            if self._append(batch, sequence, num_tokens):
+                budget -= num_tokens
+
+    def _append(self, batch: list[tuple[Sequence, int]], sequence: Sequence, num_tokens: int) -> bool:
+        """Add tokens of a sequence to a batch if there is room in the KV cache for them."""
+        if not self._running.holds(sequence):
+            return False  # it was preempted for another one of this batch
+        chosen = {other.sequence_id for other, _ in batch}
+        if not self._running.make_room(sequence, sequence.num_scheduled_tokens + num_tokens, chosen):
+            return False
+        batch.append((sequence, num_tokens))
+        return True
+
+    def _start_step(self, batch: list[tuple[Sequence, int]]) -> StepPlan:
+        num_prefill = sum(num_tokens for sequence, num_tokens in batch if not sequence.is_decoding)
+        for sequence, num_tokens in batch:
+            self._charge(sequence, num_tokens)
+        released, adopted = self._running.take_news()
         plan = StepPlan(
             step_id=self._next_step_id,
-            slot=slot,
+            slot=next(slot for slot in range(self._config.max_steps_in_flight) if slot not in self._in_flight),
             sequences=tuple(sequence.start_step(num_tokens) for sequence, num_tokens in batch),
-            released=tuple(self._released),
+            released=released,
+            adopted=adopted,
         )
-        self._released.clear()
         self._next_step_id += 1
-        self._in_flight[slot] = _InFlightStep(plan, tuple(sequence for sequence, _ in batch))
+        self._in_flight[plan.slot] = _InFlightStep(plan, tuple(sequence for sequence, _ in batch), num_prefill)
         return plan
+
+    def _charge(self, sequence: Sequence, num_tokens: int) -> None:
+        """Let the tenant pay for prompt tokens that are computed for the first time, and for the token it will get."""
+        state, end = sequence.state, sequence.num_scheduled_tokens + num_tokens
+        num_paid, num_prompt = state.num_charged_tokens, state.num_prompt_tokens
+        num_due = end + 1 if end == state.num_tokens else end
+        state.num_charged_tokens = max(num_paid, num_due)
+        num_new_prompt = max(0, min(num_due, num_prompt) - num_paid)
+        num_new_output = max(0, num_due - max(num_paid, num_prompt))
+        price = num_new_prompt * policy.PROMPT_WEIGHT + num_new_output * policy.OUTPUT_WEIGHT
+        self._served.charge(state.request.tenant, price)
 
     def _find_step(self, step_id: int) -> _InFlightStep | None:
         """Return the step in flight, None for one of the past; a step of the future is an error."""
@@ -265,28 +351,24 @@ class Scheduler:
             raise ProtocolError(f"step {step_id} was never sent; the last one was {self._next_step_id - 1}")
         return next((step for step in self._in_flight.values() if step.plan.step_id == step_id), None)
 
+    def _end(
+        self, state: RequestState, reason: FinishReason, error: str = "", *, timed_out: bool = False
+    ) -> RequestOutput:
+        """End a request that waits or runs; a sequence in flight is given up when its steps are back."""
+        sequence = self._running.of(state)
+        if sequence is None:
+            self._waiting.remove(state)
+        output = self._book(state.finish(reason, error, timed_out=timed_out))
+        if sequence is not None and not sequence.is_in_flight:
+            self._running.finish(sequence)
+        return output
+
     def _book(self, output: RequestOutput) -> RequestOutput:
         """Strike a request that `output` ends off the books."""
         if output.finish_reason is not None:
             state = self._unfinished.pop(output.request_id)
-            if state in self._waiting:
-                self._waiting.remove(state)
+            self._served.leave(state.request.tenant)
         return output
-
-    def _drop(self, sequence: Sequence) -> None:
-        """Take back what an admission holds; the stages hear of it with the next step."""
-        del self._slots[sequence.slot][sequence.sequence_id]
-        self._pool.release(sequence.sequence_id)
-        if sequence.known_to_stages:
-            self._released.append(sequence.sequence_id)
-
-    def _forget_admissions(self) -> None:
-        self._in_flight.clear()
-        for sequence in self._sequences():
-            self._drop(sequence)
-
-    def _sequences(self) -> list[Sequence]:
-        return [sequence for slot in self._slots for sequence in slot.values()]
 
 
 def _match_samples(plan: StepPlan, result: StepResult) -> dict[int, SampledToken]:
@@ -296,3 +378,12 @@ def _match_samples(plan: StepPlan, result: StepResult) -> dict[int, SampledToken
     if wanted != got:
         raise ProtocolError(f"step {plan.step_id} wants samples for (sequence, position) {wanted} but brought {got}")
     return {sample.sequence_id: sample for sample in result.samples}
+
+
+def _match_scores(plan: StepPlan, result: StepResult) -> dict[int, ScoredTokens]:
+    """Return the scores by sequence id. Raises ProtocolError unless they are what `plan` asks for."""
+    wanted = sorted((s.sequence_id, s.start + 1, len(s.scored_token_ids)) for s in plan.sequences if s.scored_token_ids)
+    got = sorted((scores.sequence_id, scores.start, len(scores.logprobs)) for scores in result.scores)
+    if wanted != got:
+        raise ProtocolError(f"step {plan.step_id} wants scores for (sequence, start, count) {wanted} but brought {got}")
+    return {scores.sequence_id: scores for scores in result.scores}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from butterfly.simulation.specs import RequestReport, SimulatedRequest
 from butterfly.specs import FinishReason, RequestOutput
@@ -11,24 +11,25 @@ from butterfly.specs import FinishReason, RequestOutput
 @dataclass(slots=True)
 class _Entry:
     request: SimulatedRequest
-    first_token_s: float = 0.0
-    last_token_s: float = 0.0
-    num_output_tokens: int = 0
+    token_times_s: list[float] = field(default_factory=list)
+    num_cached_tokens: int = 0
     ended_s: float = 0.0
     finish_reason: FinishReason | None = None
     error: str = ""
 
     def report(self) -> RequestReport:
         assert self.finish_reason is not None
-        count, arrived_s = self.num_output_tokens, self.request.arrival_s
+        times, arrived_s = self.token_times_s, self.request.arrival_s
         return RequestReport(
             request_id=self.request.request_id,
             arrived_s=arrived_s,
             ended_s=self.ended_s,
-            num_output_tokens=count,
+            num_output_tokens=len(times),
             finish_reason=self.finish_reason,
-            ttft_s=self.first_token_s - arrived_s if count else None,
-            tpot_s=(self.last_token_s - self.first_token_s) / (count - 1) if count > 1 else None,
+            ttft_s=times[0] - arrived_s if times else None,
+            tpot_s=(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
+            token_times_s=tuple(times),
+            num_cached_tokens=self.num_cached_tokens,
             error=self.error,
         )
 
@@ -45,10 +46,8 @@ class Ledger:
     def record(self, output: RequestOutput, now_s: float) -> None:
         """Take in an output of the scheduler that came out at `now_s`."""
         entry = self._entries[output.request_id]
-        if output.token_ids:
-            entry.first_token_s = entry.first_token_s if entry.num_output_tokens else now_s
-            entry.last_token_s = now_s
-            entry.num_output_tokens += len(output.token_ids)
+        entry.token_times_s += [now_s] * len(output.token_ids)
+        entry.num_cached_tokens = output.num_cached_tokens
         if output.finish_reason is not None:
             self._end(entry, output.finish_reason, output.error, now_s)
 

@@ -18,18 +18,9 @@ from butterfly.simulation.specs import (
     SimulationReport,
     StageReport,
 )
+from butterfly.simulation.tokens import make_request, sampled_tokens
 from butterfly.simulation.virtual_clock import VirtualClock
-from butterfly.specs import (
-    ClusterSpec,
-    ModelFootprint,
-    Plan,
-    Request,
-    SampledToken,
-    SamplingSpec,
-    StepPlan,
-    StepResult,
-    WorkloadSpec,
-)
+from butterfly.specs import ClusterSpec, ModelFootprint, Plan, StageTiming, StepPlan, StepResult, WorkloadSpec
 
 
 def simulate(
@@ -69,7 +60,9 @@ class _Simulation:
         self._plan = plan(model, cluster, workload)
         self._scheduler = Scheduler(_scheduler_config(self._plan, model, config))
         nodes = {node.name: node for node in cluster.nodes}
-        self._stages = [ModelledStage(stage, nodes[stage.worker], model) for stage in self._plan.stages]
+        self._stages = [
+            ModelledStage(stage, nodes[stage.worker], model, config.rows_per_weight_pass) for stage in self._plan.stages
+        ]
         self._by_worker = {stage.worker: stage for stage in self._stages}
         self._links = [ModelledLink(link) for link, _ in costs.trip_links(self._plan, model, cluster)]
 
@@ -161,7 +154,7 @@ class _Simulation:
             self._ledger.refuse(arrival.request_id, self._state.detail, now_s)
             return
         try:
-            self._scheduler.add(_request(arrival), now_s)
+            self._scheduler.add(make_request(arrival), now_s)
         except RequestError as error:
             self._ledger.refuse(arrival.request_id, str(error), now_s)
         self._issue_steps()
@@ -174,32 +167,36 @@ class _Simulation:
 
     def _issue_steps(self) -> None:
         while self._serving and (step := self._scheduler.schedule()) is not None:
-            self._send(step, 0)
+            self._send(step, ())
 
-    def _send(self, step: StepPlan, hop: int) -> None:
-        """Send a step over hop 0 (from the coordinator), 1, ... or the last one (back to it)."""
+    def _send(self, step: StepPlan, timings: tuple[StageTiming, ...]) -> None:
+        """Send a step on: as many stages as have stamped it are behind it."""
+        hop = len(timings)
         if hop == 0:
             num_bytes = step.num_tokens * costs.TOKEN_BYTES
         elif hop < len(self._stages):
             num_bytes = step.num_tokens * self._model.hidden_bytes_per_token
         else:
-            num_bytes = len(_samples(step)) * costs.TOKEN_BYTES
+            num_bytes = len(sampled_tokens(step)) * costs.TOKEN_BYTES
         arrived_s = self._links[hop].send(num_bytes, self._clock.now_s)
-        self._clock.at(arrived_s + costs.HOP_SOFTWARE_S, partial(self._receive, step, hop))
+        self._clock.at(arrived_s + costs.HOP_SOFTWARE_S, partial(self._receive, step, num_bytes, timings))
 
-    def _receive(self, step: StepPlan, hop: int) -> None:
-        if hop == len(self._stages):
-            self._finish(step)
-        elif self._stages[hop].alive:
-            finished_s = self._stages[hop].run(step, self._clock.now_s)
-            self._clock.at(finished_s, partial(self._leave, step, hop))
+    def _receive(self, step: StepPlan, num_bytes: int, timings: tuple[StageTiming, ...]) -> None:
+        if len(timings) == len(self._stages):
+            self._finish(step, timings)
+            return
+        stage = self._stages[len(timings)]
+        if stage.alive:
+            timing = stage.run(step, num_bytes, self._clock.now_s)
+            self._clock.at(timing.finished_s, partial(self._leave, step, (*timings, timing)))
 
-    def _leave(self, step: StepPlan, hop: int) -> None:
-        if self._stages[hop].alive:
-            self._send(step, hop + 1)
+    def _leave(self, step: StepPlan, timings: tuple[StageTiming, ...]) -> None:
+        if self._stages[len(timings) - 1].alive:
+            self._send(step, timings)
 
-    def _finish(self, step: StepPlan) -> None:
-        for output in self._scheduler.update(StepResult(step_id=step.step_id, samples=_samples(step))):
+    def _finish(self, step: StepPlan, timings: tuple[StageTiming, ...]) -> None:
+        result = StepResult(step_id=step.step_id, samples=sampled_tokens(step), timings=timings)
+        for output in self._scheduler.update(result):
             self._ledger.record(output, self._clock.now_s)
         self._issue_steps()
 
@@ -207,27 +204,13 @@ class _Simulation:
 def _scheduler_config(plan: Plan, model: ModelFootprint, config: SimulationConfig) -> SchedulerConfig:
     return SchedulerConfig(
         num_slots=config.num_slots or len(plan.stages),
+        num_spare_slots=1 if config.num_slots is None else 0,
         max_num_sequences=config.max_num_sequences,
         kv_capacity_tokens=plan.kv_capacity_tokens,
         max_context=model.max_context,
         max_waiting_tokens=config.max_waiting_tokens,
         max_num_batched_tokens=config.max_num_batched_tokens,
         block_size=config.block_size,
-    )
-
-
-def _request(arrival: SimulatedRequest) -> Request:
-    return Request(
-        request_id=arrival.request_id,
-        prompt_token_ids=(0,) * arrival.num_prompt_tokens,
-        max_tokens=arrival.max_tokens,
-        sampling=SamplingSpec(temperature=0.0),
-    )
-
-
-def _samples(step: StepPlan) -> tuple[SampledToken, ...]:
-    return tuple(
-        SampledToken(sequence_id=s.sequence_id, position=s.start + s.num_tokens, token_id=0)
-        for s in step.sequences
-        if s.sampling is not None
+        prefix_reuse=config.prefix_reuse,
+        target_ttft_s=config.target_ttft_s,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from butterfly.cluster import Deadlines
-from butterfly.specs import ClusterPhase, FinishReason, Plan, Spec
+from butterfly.partitioning import costs
+from butterfly.specs import ClusterPhase, FinishReason, Plan, PrefixReuse, Spec
 
 
 class SimulatedRequest(Spec, frozen=True):
@@ -14,6 +15,8 @@ class SimulatedRequest(Spec, frozen=True):
     num_prompt_tokens: int
     max_tokens: int  # and it generates that many: no stop token is ever sampled
     abort_s: float | None = None  # when its client goes away
+    conversation: str = ""  # its next request begins with all that was said before; empty: stands alone
+    num_shared_tokens: int = 0  # at the start of the prompt: the same for everybody, like a system prompt
 
 
 class FaultSpec(Spec, frozen=True):
@@ -25,11 +28,14 @@ class FaultSpec(Spec, frozen=True):
 
 
 class SimulationConfig(Spec, frozen=True):
-    num_slots: int | None = None  # None: as many as stages
+    num_slots: int | None = None  # None: as many as stages, and one spare
     max_num_batched_tokens: int = 512
     max_num_sequences: int = 256
     max_waiting_tokens: int = 1_000_000
+    target_ttft_s: float = 60.0
     block_size: int = 16
+    prefix_reuse: PrefixReuse = "all"
+    rows_per_weight_pass: int = costs.ROWS_PER_WEIGHT_PASS  # tokens of a step that cost no more than one does
     faults: tuple[FaultSpec, ...] = ()
     deadlines: Deadlines = Deadlines()
     beat_interval_s: float = 1.0
@@ -45,6 +51,8 @@ class RequestReport(Spec, frozen=True):
     finish_reason: FinishReason
     ttft_s: float | None  # None: no token came
     tpot_s: float | None  # mean seconds per token after the first; None: fewer than two came
+    token_times_s: tuple[float, ...] = ()  # when each of them came
+    num_cached_tokens: int = 0  # of the prompt: found in the KV cache instead of computed
     error: str = ""  # with finish reason `error`; a refusal is an error that ends as it arrives
 
 

@@ -1,104 +1,142 @@
 """Stages in memory: they keep, per sequence, the tokens that steps brought, and sample like the real ones.
 
-The token at a position is a function of the request (its seed) and the position alone, so a test knows
-what every request must get, whatever the batches, the chunks and the failures on the way.
+The token at a position is a function of the request and the position alone, so a test knows what every request
+must get, whatever the batches, the chunks, the reuse and the failures on the way. A request is known by its seed:
+give each its own (`make_request` does).
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from butterfly.scheduling import Scheduler, SchedulerConfig
-from butterfly.specs import Request, RequestOutput, SampledToken, SamplingSpec, StepPlan, StepResult
+from msgspec.structs import replace
 
+from butterfly.scheduling import SchedulerConfig
+from butterfly.specs import (
+    Adoption,
+    Request,
+    SampledToken,
+    SamplingContext,
+    ScoredTokens,
+    SequenceStep,
+    StageTiming,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+)
 
-def make_config(
-    num_slots: int = 1,
-    max_num_sequences: int = 8,
-    kv_capacity_tokens: int = 1024,
-    max_context: int = 256,
-    max_waiting_tokens: int = 10_000,
-    max_num_batched_tokens: int = 512,
-    block_size: int = 16,
-) -> SchedulerConfig:
-    return SchedulerConfig(
-        num_slots=num_slots,
-        max_num_sequences=max_num_sequences,
-        kv_capacity_tokens=kv_capacity_tokens,
-        max_context=max_context,
-        max_waiting_tokens=max_waiting_tokens,
-        max_num_batched_tokens=max_num_batched_tokens,
-        block_size=block_size,
-    )
-
-
-def make_request(
-    name: str, num_prompt_tokens: int = 4, max_tokens: int = 3, stop: tuple[int, ...] = (), seed: int = 0
-) -> Request:
-    return Request(
-        request_id=name,
-        prompt_token_ids=tuple(range(1000 * seed, 1000 * seed + num_prompt_tokens)),
-        max_tokens=max_tokens,
-        sampling=SamplingSpec(seed=seed),
-        stop_token_ids=stop,
-    )
+StageCost = tuple[float, float]
+"""Seconds of a step on one stage: (of any step, of each token more)"""
 
 
 def token_at(seed: int, position: int) -> int:
-    """The token that any engine here samples for this seed at this position."""
+    """The token that any engine here samples for this seed at this position, unless it is banned."""
     return (seed * 31 + position * 7) % 97
+
+
+def token_of(request: Request, position: int) -> int:
+    """The output token at `position`, counted from the start of the prompt."""
+    token = token_at(request.sampling.seed, position)
+    while position - len(request.prompt_token_ids) < request.min_tokens and token in request.stop_token_ids:
+        token += 1
+    return token
+
+
+def tokens_up_to(request: Request, position: int) -> list[int]:
+    """Prompt and output, `position` tokens in all."""
+    prompt = request.prompt_token_ids
+    return [*prompt[:position], *(token_of(request, place) for place in range(len(prompt), position))]
+
+
+def context_of(request: Request, position: int) -> SamplingContext | None:
+    """What a step must say to the sampler of the token at `position`."""
+    num_prompt = len(request.prompt_token_ids)
+    banned = request.stop_token_ids if position - num_prompt < request.min_tokens else ()
+    counts: Mapping[int, int] = {}
+    prompt: Sequence[int] = ()
+    if request.sampling.has_penalties:
+        counts = Counter(tokens_up_to(request, position)[num_prompt:])
+    if request.sampling.repetition_penalty != 1.0:
+        prompt = sorted(set(request.prompt_token_ids))
+    context = SamplingContext(
+        output_counts=tuple(counts.items()), prompt_token_ids=tuple(prompt), banned_token_ids=banned
+    )
+    return None if context == SamplingContext() else context
+
+
+def logprobs_of(token_id: int, position: int, num_top: int) -> TokenLogprobs:
+    """What any engine here reports of a token at a position."""
+    return TokenLogprobs(token_id=token_id, logprob=-position / 8, top=((token_id, -position / 8),) * num_top)
 
 
 @dataclass
 class FakeEngine:
-    """Runs steps and checks that each is one that a real stage could run."""
+    """Runs steps in order and asserts that each is one that a real stage could run."""
 
     config: SchedulerConfig
+    stage_costs: Sequence[StageCost] = ()  # no stage, no timings
+    requests: dict[int, Request] = field(default_factory=dict)  # by seed
     caches: dict[int, list[int]] = field(default_factory=dict)  # tokens in the KV cache, by sequence id
-    prompt_lengths: dict[int, int] = field(default_factory=dict)
-    met: set[int] = field(default_factory=set)
-    released: set[int] = field(default_factory=set)
-    in_flight: dict[int, StepPlan] = field(default_factory=dict)  # by step id
+    in_flight: dict[int, StepPlan] = field(default_factory=dict)  # by step id, oldest first
+    adoptions: list[Adoption] = field(default_factory=list)  # all that ever were
+    num_computed_tokens: int = 0  # in all steps
+    max_chunks_in_flight: int = 0  # of one sequence
+    _prompt_lengths: dict[int, int] = field(default_factory=dict)
+    _scored: dict[int, dict[int, int]] = field(default_factory=dict)  # what steps said of tokens yet to come
+    _met: set[int] = field(default_factory=set)
+    _gone: set[int] = field(default_factory=set)  # released or adopted away
+    _last_step_id: int = 0
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that the caches fill, each sequence rounded up."""
+        return sum(-(-len(cache) // self.config.block_size) for cache in self.caches.values())
+
+    def expect(self, request: Request) -> None:
+        """Make a request known: what it samples is checked against it."""
+        other = self.requests.setdefault(request.sampling.seed, request)
+        assert other == request, "two requests with one seed"
 
     def accept(self, plan: StepPlan) -> None:
-        """Take a step over: release, then check every sequence in it."""
+        """Take a step over: release, adopt, then check every sequence in it."""
+        assert plan.step_id > self._last_step_id, "steps are numbered in order"
+        self._last_step_id = plan.step_id
         assert plan.slot not in {step.slot for step in self.in_flight.values()}, "two steps in one slot"
-        assert 0 <= plan.slot < self.config.num_slots
+        assert 0 <= plan.slot < self.config.max_steps_in_flight
         assert plan.num_tokens <= self.config.max_num_batched_tokens
+        assert plan.sequences or plan.released or plan.adopted, "a step about nothing"
         for sequence_id in plan.released:
-            assert sequence_id in self.met, "released before any step carried it"
-            assert sequence_id not in self.released, "released twice"
-            self.released.add(sequence_id)
-            self.caches.pop(sequence_id, None)
-        flying = [s.sequence_id for step in self.in_flight.values() for s in step.sequences]
-        ids = [sequence.sequence_id for sequence in plan.sequences]
-        assert len(set(ids + flying)) == len(ids + flying), "a sequence is twice in flight"
-        assert not set(ids) & self.released, "a released sequence runs"
-        for sequence in plan.sequences:
-            self.met.add(sequence.sequence_id)
-            cache = self.caches.setdefault(sequence.sequence_id, [])
-            known = self.prompt_lengths.setdefault(sequence.sequence_id, sequence.prompt_length)
-            assert sequence.prompt_length == known
-            assert sequence.start == len(cache), "not the next position"
-            assert sequence.num_tokens == len(sequence.token_ids) > 0
-            cache.extend(sequence.token_ids)
-        assert len(self.caches) <= self.config.max_num_sequences
-        assert sum(map(len, self.caches.values())) <= self.config.kv_capacity_tokens
+            self._lose(sequence_id)
+            self.caches.pop(sequence_id, None)  # a stage that started afresh does not hold it
+        for adoption in plan.adopted:
+            self._adopt(adoption)
+        ids = [part.sequence_id for part in plan.sequences]
+        assert len(set(ids)) == len(ids), "a sequence is twice in a step"
+        assert len(ids) <= self.config.max_num_sequences
+        for part in plan.sequences:
+            self._check_flight(part)
+            self._extend(part)
+        assert self.num_blocks <= self.config.num_blocks, "more tokens than the KV cache holds"
         self.in_flight[plan.step_id] = plan
 
-    def answer(self, step_id: int) -> StepResult:
-        """Finish a step."""
-        plan = self.in_flight.pop(step_id)
+    def answer(self) -> StepResult:
+        """Finish the oldest step in flight."""
+        plan = self.in_flight.pop(next(iter(self.in_flight)))
         return StepResult(
-            step_id=step_id,
-            samples=tuple(
-                SampledToken(
-                    sequence_id=s.sequence_id,
-                    position=s.start + s.num_tokens,
-                    token_id=token_at(s.sampling.seed, s.start + s.num_tokens),
+            step_id=plan.step_id,
+            samples=tuple(self._sample(part) for part in plan.sequences if part.sampling is not None),
+            scores=tuple(_score(part) for part in plan.sequences if part.scored_token_ids),
+            timings=tuple(
+                StageTiming(
+                    worker=f"w{index}",
+                    received_s=0.0,
+                    started_s=0.0,
+                    finished_s=base_s + per_token_s * plan.num_tokens,
+                    received_bytes=0,
                 )
-                for s in plan.sequences
-                if s.sampling is not None
+                for index, (base_s, per_token_s) in enumerate(self.stage_costs)
             ),
         )
 
@@ -107,27 +145,86 @@ class FakeEngine:
         self.caches.clear()
         self.in_flight.clear()
 
+    # ------------------------------------------------------------------------------ the insides
 
-def run_until_idle(scheduler: Scheduler, engine: FakeEngine, max_steps: int = 1000) -> list[RequestOutput]:
-    """Answer steps in the order in which they were sent until none is left; return all outputs."""
-    outputs = scheduler.drain_outputs()
-    for _ in range(max_steps):
-        while (plan := scheduler.schedule()) is not None:
-            engine.accept(plan)
-        if not engine.in_flight:
-            assert not scheduler.has_unfinished, "idle with unfinished requests"
-            scheduler.check_integrity()
-            return outputs
-        outputs += scheduler.update(engine.answer(min(engine.in_flight)))
-    raise AssertionError(f"not idle after {max_steps} steps")
+    def _lose(self, sequence_id: int) -> None:
+        assert sequence_id in self._met, "given up before any step carried it"
+        assert sequence_id not in self._gone, "given up twice"
+        assert not self._flights(sequence_id), "given up while it is computed"
+        self._gone.add(sequence_id)
+
+    def _adopt(self, adoption: Adoption) -> None:
+        assert adoption.sequence_id not in self._met, "a sequence that has begun adopts another"
+        assert 0 < adoption.num_tokens <= len(self.caches.get(adoption.source_id, ())), "the source is not there"
+        tokens = self.caches[adoption.source_id][: adoption.num_tokens]
+        if not adoption.keeps_source:
+            self._lose(adoption.source_id)
+            del self.caches[adoption.source_id]
+        self._met.add(adoption.sequence_id)
+        self.caches[adoption.sequence_id] = tokens
+        self.adoptions.append(adoption)
+        assert self.num_blocks <= self.config.num_blocks, "a copy for which there is no room"
+
+    def _flights(self, sequence_id: int) -> list[SequenceStep]:
+        return [part for step in self.in_flight.values() for part in step.sequences if part.sequence_id == sequence_id]
+
+    def _check_flight(self, part: SequenceStep) -> None:
+        flights = self._flights(part.sequence_id)
+        assert all(other.sampling is None for other in flights), "the token before it is not sampled yet"
+        self.max_chunks_in_flight = max(self.max_chunks_in_flight, len(flights) + 1)
+
+    def _extend(self, part: SequenceStep) -> None:
+        sequence_id = part.sequence_id
+        assert sequence_id not in self._gone, "a sequence that was given up runs"
+        self._met.add(sequence_id)
+        cache = self.caches.setdefault(sequence_id, [])
+        assert part.prompt_length == self._prompt_lengths.setdefault(sequence_id, part.prompt_length)
+        assert part.start == len(cache), "not the next position"
+        assert part.num_tokens == len(part.token_ids) > 0
+        cache.extend(part.token_ids)
+        self.num_computed_tokens += part.num_tokens
+        self._check_scored(part)
+        if part.sampling is None:
+            assert part.context is None
+            return
+        request, end = self.requests[part.sampling.seed], len(cache)
+        assert part.sampling == request.sampling
+        assert part.prompt_length == len(request.prompt_token_ids) <= end
+        assert cache == tokens_up_to(request, end), "it computed, or adopted, something else"
+        assert _without_mask(part.context) == context_of(request, end)
+        assert request.num_prompt_logprobs is None or sequence_id not in {a.sequence_id for a in self.adoptions}
+
+    def _check_scored(self, part: SequenceStep) -> None:
+        coming = self._scored.setdefault(part.sequence_id, {})
+        for position, token in enumerate(part.token_ids, part.start):
+            assert coming.pop(position, token) == token, "another token was scored"
+        count = len(part.scored_token_ids)
+        assert count in (0, min(part.num_tokens, part.prompt_length - part.start - 1))
+        assert part.scored_token_ids[: part.num_tokens - 1] == part.token_ids[1 : count + 1]
+        if count == part.num_tokens:
+            coming[part.start + count] = part.scored_token_ids[-1]
+
+    def _sample(self, part: SequenceStep) -> SampledToken:
+        assert part.sampling is not None
+        position = part.start + part.num_tokens
+        token, num_top = token_of(self.requests[part.sampling.seed], position), part.sampling.num_logprobs
+        logprobs = None if num_top is None else logprobs_of(token, position, num_top)
+        return SampledToken(sequence_id=part.sequence_id, position=position, token_id=token, logprobs=logprobs)
 
 
-def tokens_of(outputs: list[RequestOutput], name: str) -> list[int]:
-    """All tokens that were delivered to one request, in order."""
-    return [token for output in outputs if output.request_id == name for token in output.token_ids]
+def _without_mask(context: SamplingContext | None) -> SamplingContext | None:
+    """A mask depends on a matcher that is not the engine's to know."""
+    rest = replace(context or SamplingContext(), mask=b"")
+    return None if rest == SamplingContext() else rest
 
 
-def end_of(outputs: list[RequestOutput], name: str) -> RequestOutput:
-    """The one output that ends the request."""
-    (end,) = (o for o in outputs if o.request_id == name and o.finish_reason is not None)
-    return end
+def _score(part: SequenceStep) -> ScoredTokens:
+    first = part.start + 1
+    return ScoredTokens(
+        sequence_id=part.sequence_id,
+        start=first,
+        logprobs=tuple(
+            logprobs_of(token, position, part.num_scored_top)
+            for position, token in enumerate(part.scored_token_ids, first)
+        ),
+    )

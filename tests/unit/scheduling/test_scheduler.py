@@ -1,285 +1,308 @@
-"""The scheduler, story by story."""
+"""The scheduler, story by story: steps, results, ends and failures."""
 
 from __future__ import annotations
 
 import msgspec
 import pytest
 
-from butterfly.errors import (
-    ConfigError,
-    ContextLengthError,
-    InvalidRequestError,
-    OverloadedError,
-    ProtocolError,
-)
-from butterfly.scheduling import Scheduler
-from butterfly.specs import SampledToken, StepPlan, StepResult
-from tests.unit.scheduling.fake_engine import (
-    FakeEngine,
-    end_of,
-    make_config,
-    make_request,
-    run_until_idle,
-    token_at,
-    tokens_of,
-)
+from butterfly.errors import ConfigError, InvalidRequestError, ProtocolError
+from butterfly.specs import SampledToken, StepResult
+from tests.unit.scheduling.fake_engine import logprobs_of
+from tests.unit.scheduling.rig import Rig, make_config, make_request, output_of
 
 
-def start(**options: int) -> tuple[Scheduler, FakeEngine]:
-    config = make_config(**options)
-    return Scheduler(config), FakeEngine(config)
-
-
-def next_step(scheduler: Scheduler, engine: FakeEngine) -> StepPlan:
-    plan = scheduler.schedule()
-    assert plan is not None
-    engine.accept(plan)
-    return plan
+def start(**options: object) -> Rig:
+    return Rig(make_config(**options))
 
 
 def test_one_request_is_prefilled_in_chunks_and_decoded_token_by_token() -> None:
-    scheduler, engine = start(max_num_batched_tokens=3)
-    scheduler.add(make_request("a", num_prompt_tokens=7, max_tokens=3), 0.0)
-    shapes, outputs = [], []
-    while scheduler.has_unfinished:
-        plan = next_step(scheduler, engine)
-        (sequence,) = plan.sequences
-        shapes.append((sequence.start, sequence.num_tokens, sequence.sampling is not None))
-        outputs += scheduler.update(engine.answer(plan.step_id))
+    rig = start(first_chunk_tokens=3)
+    request = rig.add(make_request("a", num_prompt_tokens=7, max_tokens=3))
+    shapes = []
+    while rig.scheduler.has_unfinished:
+        (part,) = rig.round().sequences
+        shapes.append((part.start, part.num_tokens, part.sampling is not None))
     assert shapes == [(0, 3, False), (3, 3, False), (6, 1, True), (7, 1, True), (8, 1, True)]
-    assert tokens_of(outputs, "a") == [token_at(0, 7), token_at(0, 8), token_at(0, 9)]
-    assert [output.num_output_tokens for output in outputs] == [1, 2, 3]
-    assert end_of(outputs, "a").finish_reason == "length"
+    assert rig.tokens("a") == output_of(request)
+    assert [output.num_output_tokens for output in rig.outputs] == [1, 2, 3]
+    assert rig.end("a").finish_reason == "length"
 
 
 def test_a_stop_token_ends_with_stop_and_is_delivered() -> None:
-    scheduler, engine = start()
-    scheduler.add(make_request("a", num_prompt_tokens=4, max_tokens=9, stop=(token_at(0, 5),)), 0.0)
-    outputs = run_until_idle(scheduler, engine)
-    assert tokens_of(outputs, "a") == [token_at(0, 4), token_at(0, 5)]
-    assert end_of(outputs, "a").finish_reason == "stop"
+    rig = start()
+    plain = make_request("a", max_tokens=9)
+    rig.add(msgspec.structs.replace(plain, stop_token_ids=(output_of(plain)[1],)))
+    rig.run_until_idle()
+    assert rig.tokens("a") == output_of(plain, 2)
+    assert rig.end("a").finish_reason == "stop"
 
 
 def test_stop_wins_over_length_when_the_last_token_is_both() -> None:
-    scheduler, engine = start()
-    scheduler.add(make_request("a", num_prompt_tokens=4, max_tokens=2, stop=(token_at(0, 5),)), 0.0)
-    assert end_of(run_until_idle(scheduler, engine), "a").finish_reason == "stop"
+    rig = start()
+    plain = make_request("a", max_tokens=2)
+    rig.add(msgspec.structs.replace(plain, stop_token_ids=(output_of(plain)[1],)))
+    rig.run_until_idle()
+    assert rig.end("a").finish_reason == "stop"
 
 
 def test_max_tokens_is_clipped_to_the_context() -> None:
-    scheduler, engine = start(max_context=10)
-    scheduler.add(make_request("a", num_prompt_tokens=6, max_tokens=1000), 0.0)
-    end = end_of(run_until_idle(scheduler, engine), "a")
-    assert (end.finish_reason, end.num_output_tokens) == ("length", 4)
+    rig = start(max_context=10)
+    rig.add(make_request("a", num_prompt_tokens=6, max_tokens=1000))
+    rig.run_until_idle()
+    assert (rig.end("a").finish_reason, rig.end("a").num_output_tokens) == ("length", 4)
 
 
-def test_decode_tokens_go_first_and_prefill_takes_the_rest() -> None:
-    scheduler, engine = start(max_num_batched_tokens=6)
-    scheduler.add(make_request("a", num_prompt_tokens=2), 0.0)
-    scheduler.update(engine.answer(next_step(scheduler, engine).step_id))
-    scheduler.add(make_request("b", num_prompt_tokens=9), 0.0)
-    plan = next_step(scheduler, engine)
-    assert [(s.sequence_id, s.num_tokens) for s in plan.sequences] == [(1, 1), (2, 5)]
+def test_decode_tokens_go_first_and_prompts_take_the_rest_of_the_step() -> None:
+    rig = start(max_num_batched_tokens=6)
+    rig.add(make_request("a", num_prompt_tokens=2))
+    rig.round()
+    rig.add(make_request("b", num_prompt_tokens=9))
+    assert rig.shapes(rig.step()) == [(1, 2, 1), (2, 0, 5)]
 
 
-def test_a_burst_is_spread_over_the_slots() -> None:
-    scheduler, engine = start(num_slots=3)
-    for name in "abcdef":
-        scheduler.add(make_request(name), 0.0)
-    plans = [next_step(scheduler, engine) for _ in range(3)]
-    assert scheduler.schedule() is None
-    assert [plan.slot for plan in plans] == [0, 1, 2]
-    assert [[s.sequence_id for s in plan.sequences] for plan in plans] == [[1, 4], [2, 5], [3, 6]]
+def test_prompts_share_a_chunk_by_priority_then_in_order_of_admission() -> None:
+    rig = start(first_chunk_tokens=10)
+    for name, priority in (("a", 0), ("b", 0), ("urgent", -1)):
+        rig.add(make_request(name, num_prompt_tokens=4, priority=priority))
+    assert rig.shapes(rig.round()) == [(1, 0, 4), (2, 0, 4), (3, 0, 2)]  # the urgent one was admitted first
+    rig.add(make_request("more urgent", num_prompt_tokens=8, priority=-2))
+    assert rig.shapes(rig.step())[2:] == [(4, 0, 8), (3, 2, 2)]
 
 
 def test_a_finished_sequence_is_announced_with_the_next_step() -> None:
-    scheduler, engine = start(max_num_sequences=1)
-    scheduler.add(make_request("a", max_tokens=1), 0.0)
-    scheduler.add(make_request("b", max_tokens=1), 0.0)
-    scheduler.update(engine.answer(next_step(scheduler, engine).step_id))
-    plan = next_step(scheduler, engine)
-    assert (plan.released, [s.sequence_id for s in plan.sequences]) == ((1,), [2])
+    rig = start(max_num_sequences=1, prefix_reuse="off")
+    rig.add(make_request("a", max_tokens=1))
+    rig.add(make_request("b", max_tokens=1))
+    rig.round()
+    plan = rig.step()
+    assert (plan.released, rig.shapes(plan)) == ((1,), [(2, 0, 4)])
 
 
 def test_releases_alone_travel_in_a_step_without_sequences() -> None:
-    scheduler, engine = start()
-    scheduler.add(make_request("a", max_tokens=1), 0.0)
-    scheduler.update(engine.answer(next_step(scheduler, engine).step_id))
-    assert not scheduler.has_unfinished
-    plan = next_step(scheduler, engine)
-    assert (plan.released, plan.sequences) == ((1,), ())
-    assert scheduler.update(engine.answer(plan.step_id)) == []
-    assert scheduler.schedule() is None
+    rig = start()
+    rig.add(make_request("a", max_tokens=1))  # shorter than a block: not kept
+    rig.round()
+    assert not rig.scheduler.has_unfinished
+    plan = rig.step()
+    assert (plan.released, plan.sequences, rig.scheduler.is_idle) == ((1,), (), False)
+    assert rig.answer() == []
+    assert (rig.try_step(), rig.scheduler.is_idle) == (None, True)
 
 
 def test_releases_alone_wait_while_another_step_is_in_flight() -> None:
-    scheduler, engine = start(num_slots=2)
-    scheduler.add(make_request("a", max_tokens=1), 0.0)
-    scheduler.add(make_request("b", max_tokens=2), 0.0)
-    first, second = next_step(scheduler, engine), next_step(scheduler, engine)
-    scheduler.update(engine.answer(first.step_id))
-    assert scheduler.schedule() is None
-    scheduler.update(engine.answer(second.step_id))
-    assert next_step(scheduler, engine).released == (1,)
+    rig = start(num_slots=2)
+    rig.add(make_request("a", max_tokens=1))
+    rig.step()
+    rig.add(make_request("b", max_tokens=2))
+    rig.step()
+    rig.answer()
+    assert rig.try_step() is None
+    rig.answer()
+    assert rig.step().released == (1,)
 
 
-def test_nobody_overtakes_a_request_that_does_not_fit_yet() -> None:
-    scheduler, engine = start(kv_capacity_tokens=64, max_context=64)
-    scheduler.add(make_request("running", 16, 16), 0.0)
-    scheduler.add(make_request("large", 40, 20), 0.0)
-    scheduler.add(make_request("small", 1, 1), 0.0)
-    plan = next_step(scheduler, engine)
-    assert (len(plan.sequences), scheduler.num_running, scheduler.num_waiting) == (1, 1, 2)
-    outputs = scheduler.update(engine.answer(plan.step_id)) + run_until_idle(scheduler, engine)
-    ends = [output.request_id for output in outputs if output.finish_reason]
-    assert ends == ["running", "large", "small"]
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_slots": 0}, "num_slots must be positive, not 0"),
+        ({"num_spare_slots": -1}, "num_spare_slots must be positive, not -1"),
+        ({"kv_capacity_tokens": 15}, "15 tokens is smaller than one block of 16"),
+        ({"target_ttft_s": 0.0}, "target_ttft_s must be positive"),
+    ],
+)
+def test_a_config_out_of_range_is_refused_by_name(options: dict[str, object], words: str) -> None:
+    config = msgspec.structs.asdict(make_config()) | options
+    with pytest.raises(ConfigError, match=words):
+        type(make_config())(**config)
 
 
-class TestRefusals:
-    def test_a_prompt_that_fills_the_context_is_refused_with_the_figures(self) -> None:
-        scheduler, _ = start(max_context=10)
-        with pytest.raises(ContextLengthError, match=r"prompt has 10 tokens.*context of 10") as caught:
-            scheduler.add(make_request("a", num_prompt_tokens=10), 0.0)
-        assert (caught.value.param, caught.value.request_id) == ("prompt", "a")
-        scheduler.add(make_request("a", num_prompt_tokens=9), 0.0)
-
-    def test_what_can_never_fit_the_kv_cache_is_refused_with_the_figures(self) -> None:
-        scheduler, _ = start(kv_capacity_tokens=40, block_size=16)  # two whole blocks: 32 tokens
-        with pytest.raises(ContextLengthError, match=r"20 \+ max_tokens 13 = 33 tokens.*of 32") as caught:
-            scheduler.add(make_request("a", 20, 13), 0.0)
-        assert caught.value.param == "max_tokens"
-        scheduler.add(make_request("a", 20, 12), 0.0)
-
-    def test_a_full_queue_refuses_but_an_empty_one_takes_any_prompt(self) -> None:
-        scheduler, engine = start(max_waiting_tokens=10, max_num_sequences=1)
-        scheduler.add(make_request("long", num_prompt_tokens=20), 0.0)
-        with pytest.raises(OverloadedError, match="20 tokens wait and the queue holds 10") as caught:
-            scheduler.add(make_request("b", num_prompt_tokens=1), 0.0)
-        assert caught.value.retry_after_s > 0
-        next_step(scheduler, engine)  # admits the long one: the queue is empty again
-        scheduler.add(make_request("b", num_prompt_tokens=10), 0.0)
-        with pytest.raises(OverloadedError):
-            scheduler.add(make_request("c", num_prompt_tokens=1), 0.0)
-
+class TestRequests:
     def test_an_id_in_use_is_refused_and_free_again_after_the_end(self) -> None:
-        scheduler, engine = start()
-        scheduler.add(make_request("a"), 0.0)
+        rig = start()
+        rig.add(make_request("a"))
         with pytest.raises(InvalidRequestError, match="'a' is in use"):
-            scheduler.add(make_request("a"), 0.0)
-        run_until_idle(scheduler, engine)
-        scheduler.add(make_request("a"), 0.0)
+            rig.add(make_request("a"))
+        rig.run_until_idle()
+        rig.add(make_request("a"))
 
     @pytest.mark.parametrize(("num_prompt", "max_tokens", "param"), [(0, 1, "prompt"), (1, 0, "max_tokens")])
-    def test_malformed_requests_name_the_field(self, num_prompt: int, max_tokens: int, param: str) -> None:
-        scheduler, _ = start()
+    def test_malformed_ones_name_the_field(self, num_prompt: int, max_tokens: int, param: str) -> None:
+        rig = start()
         with pytest.raises(InvalidRequestError) as caught:
-            scheduler.add(make_request("a", num_prompt, max_tokens), 0.0)
+            rig.add(make_request("a", num_prompt, max_tokens))
         assert caught.value.param == param
-        assert not scheduler.has_unfinished
-
-    def test_a_config_of_zero_is_refused_by_name(self) -> None:
-        with pytest.raises(ConfigError, match="num_slots must be positive"):
-            make_config(num_slots=0)
-        with pytest.raises(ConfigError, match="smaller than one block"):
-            make_config(kv_capacity_tokens=15)
+        assert not rig.scheduler.has_unfinished
 
 
 class TestAbort:
     def test_waiting_ends_at_once_and_stages_never_hear_of_it(self) -> None:
-        scheduler, _ = start()
-        scheduler.add(make_request("a"), 0.0)
-        scheduler.abort("a")
-        (output,) = scheduler.drain_outputs()
+        rig = start()
+        rig.add(make_request("a"))
+        rig.scheduler.abort("a")
+        (output,) = rig.scheduler.drain_outputs()
         assert (output.finish_reason, output.num_output_tokens) == ("abort", 0)
-        assert scheduler.drain_outputs() == []
-        assert (scheduler.schedule(), scheduler.has_unfinished) == (None, False)
+        assert rig.scheduler.drain_outputs() == []
+        assert (rig.try_step(), rig.scheduler.is_idle) == (None, True)
 
-    def test_in_flight_ends_at_once_and_its_kv_is_released_after_the_result(self) -> None:
-        scheduler, engine = start()
-        scheduler.add(make_request("a"), 0.0)
-        plan = next_step(scheduler, engine)
-        scheduler.abort("a")
-        assert [output.finish_reason for output in scheduler.drain_outputs()] == ["abort"]
-        assert (scheduler.num_running, scheduler.schedule()) == (0, None)
-        scheduler.check_integrity()
-        assert scheduler.update(engine.answer(plan.step_id)) == []
-        assert next_step(scheduler, engine).released == (1,)
+    def test_in_flight_ends_at_once_and_its_kv_is_given_up_after_the_result(self) -> None:
+        rig = start()
+        rig.add(make_request("a"))
+        rig.step()
+        rig.scheduler.abort("a")
+        assert [output.finish_reason for output in rig.scheduler.drain_outputs()] == ["abort"]
+        assert (rig.scheduler.counts.num_running, rig.try_step()) == (0, None)
+        assert rig.answer() == []
+        assert rig.step().released == (1,)
 
-    def test_the_id_of_an_aborted_request_can_be_used_while_its_step_is_under_way(self) -> None:
-        scheduler, engine = start()
-        scheduler.add(make_request("a"), 0.0)
-        next_step(scheduler, engine)
-        scheduler.abort("a")
-        scheduler.add(make_request("a", max_tokens=2), 0.0)
-        outputs = run_until_idle(scheduler, engine)
-        assert [o.finish_reason for o in outputs if o.finish_reason] == ["abort", "length"]
-        assert len(tokens_of(outputs, "a")) == 2
+    def test_with_several_chunks_in_flight_its_kv_is_given_up_after_the_last(self) -> None:
+        rig = start(num_slots=3, first_chunk_tokens=4)
+        rig.add(make_request("a", num_prompt_tokens=15))
+        assert len(rig.fill()) == 3
+        rig.scheduler.abort("a")
+        for _ in range(2):
+            assert rig.answer() == []
+            assert rig.try_step() is None
+        assert rig.answer() == []
+        assert rig.step().released == (1,)
+
+    def test_what_it_has_computed_is_of_use_to_others(self) -> None:
+        rig = start(first_chunk_tokens=20)
+        rig.add(make_request("a", prompt=range(30)))
+        rig.step()
+        rig.scheduler.abort("a")
+        rig.answer()
+        rig.add(make_request("b", prompt=range(30)))
+        rig.run_until_idle()
+        assert rig.end("b").num_cached_tokens == 20
+
+    def test_the_id_can_be_used_again_while_the_step_is_under_way(self) -> None:
+        rig = start()
+        rig.add(make_request("a"))
+        rig.step()
+        rig.scheduler.abort("a")
+        rig.add(make_request("a"))
+        rig.run_until_idle()
+        assert [output.finish_reason for output in rig.outputs if output.finish_reason] == ["abort", "length"]
+        assert rig.tokens("a") == output_of(make_request("a"))
 
     def test_of_an_unknown_or_finished_request_is_no_error(self) -> None:
-        scheduler, engine = start()
-        scheduler.add(make_request("a"), 0.0)
-        run_until_idle(scheduler, engine)
-        scheduler.abort("a")
-        scheduler.abort("never seen")
-        assert scheduler.drain_outputs() == []
+        rig = start()
+        rig.add(make_request("a"))
+        rig.run_until_idle()
+        rig.scheduler.abort("a")
+        rig.scheduler.abort("never seen")
+        assert rig.scheduler.drain_outputs() == []
+
+
+class TestDeadlines:
+    def test_a_request_that_is_late_ends_with_an_error_that_says_so(self) -> None:
+        rig = start(max_num_sequences=1)
+        rig.add(make_request("running", timeout_s=2.5), now_s=100.0)
+        rig.add(make_request("waiting", timeout_s=2.0), now_s=100.0)
+        rig.add(make_request("patient"), now_s=100.0)
+        rig.round()
+        assert rig.scheduler.expire(101.9) == []
+        (waiting,) = rig.take(rig.scheduler.expire(102.0))
+        (running,) = rig.take(rig.scheduler.expire(103.0))
+        assert (waiting.request_id, waiting.finish_reason, waiting.timed_out) == ("waiting", "error", True)
+        assert waiting.error == "the request did not end within 2 s (0 tokens were generated)"
+        assert running.error == "the request did not end within 2.5 s (1 tokens were generated)"
+        assert rig.scheduler.expire(1e9) == []
+        assert rig.scheduler.drain_outputs() == []
+        rig.run_until_idle()
+        assert rig.ends() == ["waiting", "running", "patient"]
+
+    def test_a_result_that_comes_too_late_is_ignored(self) -> None:
+        rig = start()
+        rig.add(make_request("a", timeout_s=1.0))
+        rig.step()
+        assert len(rig.scheduler.expire(1.0)) == 1
+        assert rig.answer() == []
+        assert rig.step().released == (1,)
 
 
 class TestFailures:
     def test_fail_all_ends_everybody_with_the_reason_and_late_results_change_nothing(self) -> None:
-        scheduler, engine = start(max_num_sequences=1)
-        scheduler.add(make_request("running"), 0.0)
-        scheduler.add(make_request("waiting"), 0.0)
-        plan = next_step(scheduler, engine)
-        outputs = scheduler.fail_all("worker w2 is gone")
+        rig = start(max_num_sequences=1)
+        rig.add(make_request("running"))
+        rig.add(make_request("waiting"))
+        plan = rig.step()
+        outputs = rig.scheduler.fail_all("worker w2 is gone")
         assert {o.request_id: (o.finish_reason, o.error) for o in outputs} == {
             "running": ("error", "worker w2 is gone"),
             "waiting": ("error", "worker w2 is gone"),
         }
-        scheduler.check_integrity()
-        assert scheduler.update(engine.answer(plan.step_id)) == []
-        assert not scheduler.has_unfinished
+        rig.scheduler.check_integrity()
+        late = rig.engine.answer()
+        assert (late.step_id, rig.scheduler.update(late)) == (plan.step_id, [])
+        assert rig.scheduler.is_idle
 
-    def test_fail_step_ends_only_the_requests_in_that_step(self) -> None:
-        scheduler, engine = start(num_slots=2)
-        scheduler.add(make_request("a"), 0.0)
-        scheduler.add(make_request("b"), 0.0)
-        first, _ = next_step(scheduler, engine), next_step(scheduler, engine)
-        engine.in_flight.pop(first.step_id)
-        (output,) = scheduler.fail_step(first.step_id, "lost")
-        assert (output.request_id, output.finish_reason, output.error) == ("a", "error", "lost")
-        assert scheduler.fail_step(first.step_id, "lost") == []
-        assert end_of(run_until_idle(scheduler, engine), "b").finish_reason == "length"
+    def test_fail_all_forgets_what_was_kept(self) -> None:
+        rig = start()
+        rig.add(make_request("a", prompt=range(40)))
+        rig.run_until_idle()
+        assert rig.scheduler.counts.kept_tokens == 48
+        assert rig.scheduler.fail_all("lost") == []
+        assert rig.scheduler.counts.free_tokens == 1024
+        rig.engine.restart()
+        rig.add(make_request("b", prompt=range(40)))
+        rig.run_until_idle()
+        assert rig.end("b").num_cached_tokens == 0
 
     def test_requeue_keeps_tokens_and_place_and_computes_them_again(self) -> None:
-        scheduler, engine = start(max_num_sequences=1)
-        scheduler.add(make_request("a", 4, 3), 0.0)
-        scheduler.add(make_request("b", 4, 3), 0.0)
-        outputs = scheduler.update(engine.answer(next_step(scheduler, engine).step_id))
-        next_step(scheduler, engine)
-        engine.restart()
-        scheduler.requeue_all()
-        assert (scheduler.num_running, scheduler.num_waiting) == (0, 2)
-        plan = next_step(scheduler, engine)
-        (sequence,) = plan.sequences
-        assert (sequence.sequence_id, sequence.start, sequence.num_tokens) == (2, 0, 5)
-        assert (sequence.prompt_length, plan.released) == (4, (1,))
-        outputs += scheduler.update(engine.answer(plan.step_id)) + run_until_idle(scheduler, engine)
-        assert tokens_of(outputs, "a") == [token_at(0, position) for position in (4, 5, 6)]
-        assert [o.request_id for o in outputs if o.finish_reason] == ["a", "b"]
+        rig = start(max_num_sequences=1)
+        first, second = rig.add(make_request("a")), rig.add(make_request("b"))
+        rig.round()
+        rig.step()
+        rig.replace_stages()
+        counts = rig.scheduler.counts
+        assert (counts.num_running, counts.num_waiting) == (0, 2)
+        plan = rig.step()
+        assert (rig.shapes(plan), plan.sequences[0].prompt_length, plan.released) == ([(2, 0, 5)], 4, (1,))
+        rig.run_until_idle()
+        assert (rig.tokens("a"), rig.tokens("b")) == (output_of(first), output_of(second))
+        assert rig.ends() == ["a", "b"]
+
+    def test_requeue_forgets_adoptions_that_no_stage_has_heard_of(self) -> None:
+        rig = start(max_num_batched_tokens=20, first_chunk_tokens=20)
+        rig.add(make_request("a", prompt=range(40)))
+        rig.run_until_idle()
+        rig.add(make_request("long", num_prompt_tokens=100))
+        rig.step()
+        rig.add(make_request("b", prompt=[*range(40), 7]))
+        assert rig.try_step() is None  # admitted, but the step that would tell of the adoption cannot leave yet
+        rig.replace_stages()
+        rig.run_until_idle()
+        assert rig.engine.adoptions == []
+        assert rig.tokens("b") == output_of(make_request("b", prompt=[*range(40), 7]))
+
+    def test_replayed_output_tokens_are_not_sampled_again(self) -> None:
+        rig = start(first_chunk_tokens=3)
+        request = rig.add(make_request("a", 4, 5))
+        for _ in range(4):  # two chunks of prompt, two tokens decoded after the first
+            rig.round()
+        rig.replace_stages()
+        sampled = []
+        for _ in range(3):
+            (part,) = rig.round().sequences
+            sampled.append((part.start, part.sampling is not None))
+        assert sampled == [(0, False), (3, False), (6, True)]
+        rig.run_until_idle()
+        assert rig.tokens("a") == output_of(request)
 
 
 class TestResults:
     def test_of_a_step_that_is_done_changes_nothing(self) -> None:
-        scheduler, engine = start()
-        scheduler.add(make_request("a"), 0.0)
-        result = engine.answer(next_step(scheduler, engine).step_id)
-        assert len(scheduler.update(result)) == 1
-        assert scheduler.update(result) == []
+        rig = start()
+        rig.add(make_request("a"))
+        rig.step()
+        result = rig.engine.answer()
+        assert len(rig.scheduler.update(result)) == 1
+        assert rig.scheduler.update(result) == []
 
     def test_of_a_step_that_was_never_sent_is_a_protocol_error(self) -> None:
-        scheduler, _ = start()
         with pytest.raises(ProtocolError, match="step 7 was never sent"):
-            scheduler.update(StepResult(step_id=7, samples=()))
+            start().scheduler.update(StepResult(step_id=7, samples=()))
 
     @pytest.mark.parametrize(
         "samples",
@@ -294,38 +317,31 @@ class TestResults:
     def test_with_wrong_samples_is_a_protocol_error_and_changes_nothing(
         self, samples: tuple[SampledToken, ...]
     ) -> None:
-        scheduler, engine = start()
-        scheduler.add(make_request("a", num_prompt_tokens=4), 0.0)
-        good = engine.answer(next_step(scheduler, engine).step_id)
+        rig = start()
+        rig.add(make_request("a", num_prompt_tokens=4))
+        rig.step()
+        good = rig.engine.answer()
         with pytest.raises(ProtocolError, match=r"step 1 wants samples"):
-            scheduler.update(msgspec.structs.replace(good, samples=samples))
-        assert len(scheduler.update(good)) == 1
+            rig.scheduler.update(msgspec.structs.replace(good, samples=samples))
+        assert len(rig.scheduler.update(good)) == 1
+
+    def test_with_wrong_scores_is_a_protocol_error_and_changes_nothing(self) -> None:
+        rig = start()
+        rig.add(make_request("a", num_prompt_tokens=4, num_prompt_logprobs=0))
+        rig.step()
+        good = rig.engine.answer()
+        short = msgspec.structs.replace(good.scores[0], logprobs=good.scores[0].logprobs[:2])
+        for scores in ((), (short,), good.scores * 2):
+            with pytest.raises(ProtocolError, match=r"step 1 wants scores .*\[\(1, 1, 3\)\]"):
+                rig.scheduler.update(msgspec.structs.replace(good, scores=scores))
+        (output,) = rig.scheduler.update(good)
+        assert output.prompt_logprobs == good.scores[0].logprobs
 
 
-def test_slots_take_turns() -> None:
-    scheduler, engine = start(num_slots=2)
-    for name in "ab":
-        scheduler.add(make_request(name, max_tokens=5), 0.0)
-    slots = []
-    for _ in range(4):
-        plan = next_step(scheduler, engine)
-        slots.append(plan.slot)
-        scheduler.update(engine.answer(plan.step_id))
-    assert slots == [0, 1, 0, 1]
-
-
-def test_replayed_output_tokens_are_not_sampled_again() -> None:
-    scheduler, engine = start(max_num_batched_tokens=3)
-    scheduler.add(make_request("a", 4, 5), 0.0)
-    outputs = []
-    for _ in range(4):  # two chunks of prompt, two tokens decoded after the first
-        outputs += scheduler.update(engine.answer(next_step(scheduler, engine).step_id))
-    engine.restart()
-    scheduler.requeue_all()
-    sampled = []
-    for _ in range(3):
-        plan = next_step(scheduler, engine)
-        sampled.append((plan.sequences[0].start, plan.sequences[0].sampling is not None))
-        outputs += scheduler.update(engine.answer(plan.step_id))
-    assert sampled == [(0, False), (3, False), (6, True)]
-    assert tokens_of(outputs, "a") == [token_at(0, position) for position in (4, 5, 6, 7)]
+def test_logprobs_of_sampled_tokens_are_handed_on() -> None:
+    rig = start()
+    sampling = msgspec.structs.replace(make_request("a").sampling, num_logprobs=1)
+    request = rig.add(make_request("a", max_tokens=2, sampling=sampling))
+    rig.run_until_idle()
+    first, second = output_of(request)
+    assert [output.logprobs for output in rig.outputs] == [(logprobs_of(first, 4, 1),), (logprobs_of(second, 5, 1),)]

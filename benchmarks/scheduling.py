@@ -1,0 +1,206 @@
+"""The overlapped loop beside the plain one: two stages on one core each, many streams.
+
+Three questions, answered in one run with both clusters alive and measured in turns, since the machine is noisy:
+- throughput of 16 streams of mixed prompt lengths, against one step in flight (bound: twice, for two stages);
+- the share of time each stage computes, from the step timings;
+- what a 2,000-token prompt does to the time between tokens of the other streams.
+
+`python -m benchmarks.scheduling [MODEL]`; the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+import psutil
+
+from butterfly.config import ClusterConfig
+from butterfly.embedded import EmbeddedCluster, embedded_cluster
+from butterfly.specs import Request, SamplingSpec
+
+PROMPT_TOKENS = (16, 32, 64, 128, 256, 384)  # mixed, in turn
+OUTPUT_TOKENS = 48
+LONG_PROMPT_TOKENS = 2000
+
+
+@dataclass
+class Counts:
+    """What the streams got while `is_open`."""
+
+    is_open: bool = False
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    gaps_s: list[float] = field(default_factory=list)  # between tokens of one stream
+
+
+class Streams:
+    """Readers that ask again as soon as they have their answer."""
+
+    def __init__(self, cluster: EmbeddedCluster, seed: int) -> None:
+        self._cluster = cluster
+        self._random = random.Random(seed)
+        self._vocab_size = cluster.model.spec.vocab_size
+        self._number = 0
+        self.counts = Counts()
+
+    def request(self, num_prompt_tokens: int, max_tokens: int) -> Request:
+        self._number += 1
+        prompt = tuple(self._random.randrange(self._vocab_size) for _ in range(num_prompt_tokens))
+        return Request(
+            request_id=f"r{self._number}",
+            prompt_token_ids=prompt,  # random: nothing to be reused
+            max_tokens=max_tokens,
+            sampling=SamplingSpec(temperature=0.0),
+        )
+
+    async def read(self, request: Request) -> float:
+        """Read one answer to its end; return when its first token came."""
+        first_s, last_s = 0.0, 0.0
+        async for output in await self._cluster.client.submit(request):
+            now_s = time.monotonic()
+            if self.counts.is_open:
+                self.counts.num_output_tokens += len(output.token_ids)
+                if last_s:
+                    self.counts.gaps_s.append(now_s - last_s)
+                else:
+                    self.counts.num_prompt_tokens += output.num_prompt_tokens
+            first_s, last_s = first_s or now_s, now_s
+        return first_s
+
+    async def keep_reading(self, turn: int, max_tokens: int = OUTPUT_TOKENS) -> None:
+        while True:
+            await self.read(self.request(PROMPT_TOKENS[turn % len(PROMPT_TOKENS)], max_tokens))
+            turn += 1
+
+
+def compute_seconds(cluster: EmbeddedCluster) -> dict[str, float]:
+    """Seconds that each stage has computed since it started."""
+    pattern = r'^butterfly_stage_compute_seconds_sum\{worker="([^"]+)"\} (\S+)$'
+    return {worker: float(total) for worker, total in re.findall(pattern, cluster.metrics.render().decode(), re.M)}
+
+
+@contextmanager
+def started(config: ClusterConfig) -> Iterator[EmbeddedCluster]:
+    """A cluster whose workers have one core each."""
+    with embedded_cluster(config) as cluster:
+        cluster.wait_until_ready()
+        pids = [worker.pid for worker in cluster.client.status().workers]
+        cores = psutil.Process().cpu_affinity()
+        for index, pid in enumerate(pids):
+            psutil.Process(pid).cpu_affinity([cores[index % len(cores)]])
+        yield cluster
+
+
+async def measure_load(
+    streams: Streams, cluster: EmbeddedCluster, num_streams: int, seconds: float
+) -> dict[str, object]:
+    """Tokens per second of `num_streams` readers, and how busy the stages are."""
+    streams.counts = Counts()
+    readers = [asyncio.create_task(streams.keep_reading(turn)) for turn in range(num_streams)]
+    await asyncio.sleep(seconds / 3)  # until batches have settled
+    before, started_s = compute_seconds(cluster), time.monotonic()
+    streams.counts.is_open = True
+    await asyncio.sleep(seconds)
+    streams.counts.is_open = False
+    after, elapsed_s = compute_seconds(cluster), time.monotonic() - started_s
+    await end(readers)
+    return {
+        "output_tokens_per_s": streams.counts.num_output_tokens / elapsed_s,
+        "prompt_tokens_per_s": streams.counts.num_prompt_tokens / elapsed_s,
+        "median_gap_s": statistics.median(streams.counts.gaps_s),
+        "busy": {worker: (after[worker] - before.get(worker, 0.0)) / elapsed_s for worker in after},
+    }
+
+
+async def measure_long_prompt(streams: Streams, num_streams: int, seconds: float) -> dict[str, object]:
+    """The median time between tokens of other streams, before and while a long prompt is prefilled."""
+    max_tokens = 1500  # so that no other prompt disturbs the comparison
+    requests = [streams.request(16, max_tokens) for _ in range(num_streams)]
+    streams.counts = Counts()
+    readers = [asyncio.create_task(streams.read(request)) for request in requests]
+    await asyncio.sleep(seconds / 3)
+    streams.counts.is_open = True
+    await asyncio.sleep(seconds)
+    before = statistics.median(streams.counts.gaps_s)
+    streams.counts = Counts()
+    long = asyncio.create_task(streams.read(streams.request(LONG_PROMPT_TOKENS, 1)))
+    arrived_s = time.monotonic()
+    streams.counts.is_open = True
+    first_s = await long
+    streams.counts.is_open = False
+    during = statistics.median(streams.counts.gaps_s)
+    await end(readers)
+    return {
+        "median_gap_before_s": before,
+        "median_gap_during_s": during,
+        "ratio": during / before,
+        "ttft_s": first_s - arrived_s,
+    }
+
+
+async def end(tasks: list[asyncio.Task[None]] | list[asyncio.Task[float]]) -> None:
+    """Readers leave; their requests are aborted."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(2)  # until what was under way is over
+
+
+async def run(clusters: dict[str, EmbeddedCluster], options: argparse.Namespace) -> dict[str, object]:
+    streams = {arm: Streams(cluster, seed=1) for arm, cluster in clusters.items()}
+    loads: dict[str, list[dict[str, object]]] = {arm: [] for arm in clusters}
+    for _ in range(options.rounds):
+        for arm, cluster in clusters.items():
+            figures = await measure_load(streams[arm], cluster, options.streams, options.seconds)
+            print(f"{arm:>10}: {figures}", flush=True)
+            loads[arm].append(figures)
+    long_prompts = []
+    for _ in range(options.rounds):
+        long_prompts.append(await measure_long_prompt(streams["overlapped"], options.readers, options.seconds))
+        print(f"long prompt: {long_prompts[-1]}", flush=True)
+
+    def median_rate(arm: str) -> float:
+        return statistics.median(
+            float(figures["output_tokens_per_s"]) + float(figures["prompt_tokens_per_s"])  # type: ignore[arg-type]
+            for figures in loads[arm]
+        )
+
+    return {
+        "loads": loads,
+        "throughput_ratio": median_rate("overlapped") / median_rate("plain"),
+        "bound_ratio": 2.0,
+        "long_prompt": long_prompts,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", default="smollm2")
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--readers", type=int, default=8, help="streams that read while a long prompt arrives")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of one measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    config = ClusterConfig(
+        model=options.model, num_workers=2, num_threads=1, context=4096, max_num_sequences=32, target_ttft_s=600.0
+    )
+    with ExitStack() as stack:
+        clusters = {
+            "plain": stack.enter_context(started(msgspec.structs.replace(config, num_slots=1))),
+            "overlapped": stack.enter_context(started(config)),
+        }
+        print(json.dumps(asyncio.run(run(clusters, options))))
+
+
+if __name__ == "__main__":
+    main()
