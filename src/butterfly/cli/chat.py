@@ -11,8 +11,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from butterfly.cli.console import console, errors, print_error, set_up_logging
-from butterfly.cli.embedded import EmbeddedCluster, embedded_cluster
+from butterfly.cli.console import console, errors, loading_progress, print_error, set_up_logging
 from butterfly.cli.options import (
     Context,
     Device,
@@ -29,6 +28,7 @@ from butterfly.cli.options import (
     cluster_config,
 )
 from butterfly.cli.prompting import Answer, make_sampling, stream_answer
+from butterfly.embedded import EmbeddedCluster, embedded_cluster
 from butterfly.errors import ConfigError, RequestError
 from butterfly.specs import SamplingSpec
 
@@ -52,7 +52,7 @@ def chat(
     set_up_logging(log_level)
     config = cluster_config(model, workers, device, dtype, threads, memory, context)
     config = msgspec.structs.replace(config, max_num_sequences=1)
-    with embedded_cluster(config) as cluster:
+    with embedded_cluster(config, loading_progress) as cluster:
         if cluster.model.chat_template is None:
             raise ConfigError(f"{model} has no chat template; use `butterfly generate {model} --raw` instead")
         cluster.wait_until_ready()

@@ -8,8 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from butterfly.cli.console import errors, format_bytes, set_up_logging
-from butterfly.cli.embedded import EmbeddedCluster, embedded_cluster
+from butterfly.cli.console import errors, format_bytes, loading_progress, set_up_logging
 from butterfly.cli.options import (
     Context,
     Device,
@@ -29,6 +28,7 @@ from butterfly.cli.options import (
     cluster_config,
 )
 from butterfly.cli.prompting import Answer, check_it_fits, make_sampling, stream_answer
+from butterfly.embedded import EmbeddedCluster, embedded_cluster
 
 
 def generate(
@@ -56,7 +56,7 @@ def generate(
     set_up_logging(log_level)
     config = cluster_config(model, workers, device, dtype, threads, memory, context)
     config = msgspec.structs.replace(config, num_slots=slots, max_num_sequences=1)
-    with embedded_cluster(config) as cluster:
+    with embedded_cluster(config, loading_progress) as cluster:
         token_ids = prompt_tokens(cluster, prompt, system, raw)
         check_it_fits(token_ids, cluster.model.spec.max_context)
         sampling = make_sampling(temperature, top_k, top_p, min_p, seed)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, get_args
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from butterfly.config import ClusterConfig
-from butterfly.errors import ConfigError
-from butterfly.specs import ComputeDType
-
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+from butterfly.option_values import check_device, parse_bytes, parse_dtype
+from butterfly.specs import PrefixReuse
 
 ModelArgument = Annotated[
     str,
@@ -27,6 +25,40 @@ Threads = Annotated[int, typer.Option(min=0, help="CPU threads per worker; 0 sha
 Memory = Annotated[str, typer.Option(help="Memory per worker, such as 300M or 4G; empty shares the free memory.")]
 Context = Annotated[int, typer.Option(min=0, help="Tokens of one request at most; 0 is the model's, up to 4096.")]
 MaxSequences = Annotated[int, typer.Option(min=1, help="Requests that run at once.")]
+KVTokens = Annotated[
+    int, typer.Option("--kv-tokens", min=0, help="Tokens of KV cache in all; 0: --context times --max-sequences.")
+]
+PrefixReuseOption = Annotated[
+    PrefixReuse,
+    typer.Option("--prefix-reuse", help="KV cache that a request may start from: of any tokens, of prompts, none."),
+]
+MaxBatchedTokens = Annotated[int, typer.Option("--max-batched-tokens", min=1, help="Tokens of one step at most.")]
+TargetTTFT = Annotated[
+    float,
+    typer.Option(
+        "--target-ttft", min=0.1, help="Seconds to the first token; requests that would wait longer are refused."
+    ),
+]
+RequestTimeout = Annotated[
+    float, typer.Option("--request-timeout", min=0.0, help="Seconds that a request may take; 0: as long as it needs.")
+]
+ServerKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--api-key",
+        metavar="KEY",
+        help="A key that clients must send, or 'label: KEY'; repeatable. Others see it in the process list: better "
+        "give a file, or BUTTERFLY_API_KEY.",
+    ),
+]
+KeyFile = Annotated[
+    Path | None, typer.Option("--api-key-file", help="API keys, one a line, that only you may read (chmod 600).")
+]
+NoKey = Annotated[bool, typer.Option("--no-api-key", help="Let other machines in without a key.")]
+CertFile = Annotated[
+    Path | None, typer.Option("--ssl-certfile", help="Certificate (PEM, with its chain): serve HTTPS.")
+]
+CertKeyFile = Annotated[Path | None, typer.Option("--ssl-keyfile", help="Private key (PEM) of the certificate.")]
 Slots = Annotated[int, typer.Option(min=0, help="Steps in flight at once; 0: one per stage, 1: the plain loop.")]
 StepTimeout = Annotated[float, typer.Option(min=1.0, help="Seconds that one step may take on all stages together.")]
 HeartbeatTimeout = Annotated[
@@ -40,31 +72,6 @@ TopK = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Sample among the 
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest tokens that reach P.")]
 MinP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Drop tokens below P times the likeliest.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text; drawn when not given.")]
-
-
-def parse_bytes(text: str) -> int:
-    """'300M' -> 314572800. Raises ConfigError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.strip().lower())
-    if match is None:
-        raise ConfigError(f"{text!r} is no size; write it like 300M or 4G")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def parse_dtype(text: str) -> ComputeDType:
-    """Raises ConfigError for anything but auto and the compute dtypes."""
-    if text == "auto":
-        return "bfloat16"
-    for dtype in get_args(ComputeDType):
-        if text == dtype:
-            return dtype  # type: ignore[no-any-return]
-    raise ConfigError(f"unknown dtype {text!r}: use auto, {', '.join(get_args(ComputeDType))}")
-
-
-def check_device(text: str) -> str:
-    """Raises ConfigError for what cannot be a device; whether it exists is for the worker to see."""
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", text) is None:
-        raise ConfigError(f"unknown device {text!r}: use auto, cpu, cuda or cuda:N")
-    return text
 
 
 def cluster_config(

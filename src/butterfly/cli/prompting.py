@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from butterfly.cli.console import console
-from butterfly.cli.embedded import EmbeddedCluster
+from butterfly.embedded import EmbeddedCluster
 from butterfly.errors import ContextLengthError, RequestFailedError
 from butterfly.specs import Request, SamplingSpec
 

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
-from butterfly.api import ApiServer, BoundPort, ServedModel, create_app
-from butterfly.cli.console import console, plan_table, print_error, set_up_logging
-from butterfly.cli.embedded import EmbeddedCluster, embedded_cluster
+from butterfly.api import ApiKeys, ApiServer, BoundPort, ServedModel, TlsFiles, Tokenizer, create_app, load_keys
+from butterfly.cli.console import console, loading_progress, plan_table, print_error, set_up_logging
 from butterfly.cli.options import (
+    CertFile,
+    CertKeyFile,
     Context,
     Device,
     DType,
     Encrypt,
     HeartbeatTimeout,
+    KeyFile,
+    KVTokens,
     LogLevel,
+    MaxBatchedTokens,
     MaxSequences,
     Memory,
     ModelArgument,
+    NoKey,
+    PrefixReuseOption,
+    RequestTimeout,
+    ServerKeys,
     Slots,
     StepTimeout,
+    TargetTTFT,
     Threads,
     Workers,
     cluster_config,
 )
-from butterfly.errors import LaunchError
+from butterfly.embedded import EmbeddedCluster, embedded_cluster
+from butterfly.errors import ConfigError, LaunchError
 from butterfly.specs import ClusterStatus, ComputeDType
 
 _GRACE_S = 2  # for last words to clients when the server is told to stop
@@ -47,7 +59,17 @@ def serve(
     memory: Memory = "",
     context: Context = 0,
     max_sequences: MaxSequences = 8,
+    kv_tokens: KVTokens = 0,
+    prefix_reuse: PrefixReuseOption = "all",
+    max_batched_tokens: MaxBatchedTokens = 512,
     slots: Slots = 0,
+    target_ttft: TargetTTFT = 60.0,
+    request_timeout: RequestTimeout = 0.0,
+    api_key: ServerKeys = None,
+    api_key_file: KeyFile = None,
+    no_api_key: NoKey = False,
+    ssl_certfile: CertFile = None,
+    ssl_keyfile: CertKeyFile = None,
     encrypt: Encrypt = True,
     heartbeat_timeout: HeartbeatTimeout = 10.0,
     step_timeout: StepTimeout = 300.0,
@@ -55,23 +77,53 @@ def serve(
 ) -> None:
     """Serve MODEL through an OpenAI-compatible API, its layers spread over local workers."""
     set_up_logging(log_level)
+    keys = load_keys(api_key or (), api_key_file, os.environ)
+    tls = tls_files(ssl_certfile, ssl_keyfile)
     config = cluster_config(model, workers, device, dtype, threads, memory, context)
     config = msgspec.structs.replace(
         config,
         max_num_sequences=max_sequences,
+        kv_tokens=kv_tokens,
+        prefix_reuse=prefix_reuse,
+        max_num_batched_tokens=max_batched_tokens,
         num_slots=slots,
+        target_ttft_s=target_ttft,
         encrypt=encrypt,
         heartbeat_timeout_s=heartbeat_timeout,
         step_timeout_s=step_timeout,
     )
-    with closing(BoundPort(host, port)) as bound, embedded_cluster(config) as cluster:
-        served = served_model(cluster, served_name, model)
-        app = create_app(cluster.client, served, metrics=cluster.metrics)
-        with ApiServer(app, bound, grace_s=_GRACE_S) as server, ended_requests(cluster):
-            status = cluster.wait_until_ready()
-            announce(status, served, bound.url)
-            warn_of_company(config.dtype, status)
-            wait_for_the_end(cluster, server)
+    with closing(BoundPort(host, port)) as bound:
+        check_reach(bound, keys, no_key_needed=no_api_key)
+        with embedded_cluster(config, loading_progress) as cluster:
+            served = served_model(cluster, served_name, model)
+            timeout_s = request_timeout or None
+            app = create_app(cluster.client, served, metrics=cluster.metrics, keys=keys, default_timeout_s=timeout_s)
+            with ApiServer(app, bound, grace_s=_GRACE_S, tls=tls) as server, ended_requests(cluster):
+                status = cluster.wait_until_ready()
+                announce(status, served, server.url, wants_key=keys is not None)
+                warn_of_company(config.dtype, status)
+                warn_of_eavesdroppers(bound, tls)
+                wait_for_the_end(cluster, server)
+
+
+def tls_files(certificate: Path | None, key: Path | None) -> TlsFiles | None:
+    """Raises ConfigError for files that cannot be used, and for one without the other."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigError("--ssl-certfile and --ssl-keyfile belong together: give both, or neither")
+    return TlsFiles(certificate, key)
+
+
+def check_reach(bound: BoundPort, keys: ApiKeys | None, *, no_key_needed: bool) -> None:
+    """Raises ConfigError when other machines could use the port and nobody has said who may."""
+    if keys is not None and no_key_needed:
+        raise ConfigError("there are API keys, and --no-api-key: leave out one of them (see BUTTERFLY_API_KEY, too)")
+    if keys is None and not no_key_needed and not bound.is_loopback:
+        raise ConfigError(
+            f"other machines can reach --host {bound.host or repr('')}, and there is no API key: give --api-key-file, "
+            "or --no-api-key to let everybody in"
+        )
 
 
 def served_model(cluster: EmbeddedCluster, served_name: str, reference: str) -> ServedModel:
@@ -83,12 +135,19 @@ def served_model(cluster: EmbeddedCluster, served_name: str, reference: str) -> 
         max_context=model.spec.max_context,
         chat_template=model.chat_template,
         eos_token_ids=model.eos_token_ids,
+        bos_token=token_text(model.tokenizer, model.tokenizer.bos_token_id),
+        eos_token=token_text(model.tokenizer, model.tokenizer.eos_token_id),
         created=int(time.time()),
         aliases=() if served_name else (reference,),
     )
 
 
-def announce(status: ClusterStatus, served: ServedModel, url: str) -> None:
+def token_text(tokenizer: Tokenizer, token_id: int | None) -> str:
+    """A special token as it is written; "" for none."""
+    return "" if token_id is None else tokenizer.decode([token_id], skip_special_tokens=False)
+
+
+def announce(status: ClusterStatus, served: ServedModel, url: str, *, wants_key: bool) -> None:
     """Say where each layer lives, and a line to try."""
     assert status.plan is not None
     console.print(plan_table(status.plan))
@@ -101,7 +160,8 @@ def announce(status: ClusterStatus, served: ServedModel, url: str) -> None:
     if served.chat_template is not None:
         route, what = ("chat/completions", '"messages": [{"role": "user", "content": "Why is the sky blue?"}]')
     body = f'{{"model": "{served.id}", {what}, "max_tokens": 100}}'
-    line = f"  curl {url}/v1/{route} -H 'Content-Type: application/json' -d '{body}'"
+    key = ' -H "Authorization: Bearer $BUTTERFLY_API_KEY"' if wants_key else ""
+    line = f"  curl {url}/v1/{route}{key} -H 'Content-Type: application/json' -d '{body}'"
     console.print(line, markup=False, soft_wrap=True)
 
 
@@ -118,6 +178,12 @@ def warn_of_company(dtype: ComputeDType, status: ClusterStatus) -> None:
     """Say so where the same request need not give the same tokens in other company."""
     if dtype != "bfloat16" or any(worker.device != "cpu" for worker in status.workers):
         console.print("note: only bfloat16 on CPUs promises the same tokens whatever else is in the batch")
+
+
+def warn_of_eavesdroppers(bound: BoundPort, tls: TlsFiles | None) -> None:
+    """Say so where keys and texts cross a network that others can read."""
+    if tls is None and not bound.is_loopback:
+        console.print("note: without --ssl-certfile and --ssl-keyfile, keys and texts travel unencrypted")
 
 
 def wait_for_the_end(cluster: EmbeddedCluster, server: ApiServer) -> None:

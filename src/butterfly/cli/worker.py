@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from butterfly.cli.console import set_up_logging
-from butterfly.cli.options import Device, Encrypt, LogLevel, Memory, Threads, parse_bytes
+from butterfly.cli.options import Device, Encrypt, LogLevel, Memory, Threads
+from butterfly.option_values import parse_bytes
 
 
 def worker(

@@ -5,7 +5,8 @@ Names follow the Prometheus conventions: prefix, then what, then the base unit; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -15,6 +16,7 @@ from butterfly.monitoring.timings import compute_s, sent_bytes, software_s_per_h
 from butterfly.specs import FinishReason, StageTiming
 
 Kind = Literal["counter", "gauge", "histogram"]
+RefusalReason = Literal["overloaded", "invalid", "not_ready"]
 
 # Factors of about 2 resolve a regression of a third; the ranges reach from a loopback hop to a cold prompt.
 _SHORT_S = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -43,9 +45,22 @@ METRICS: tuple[MetricSpec, ...] = (
         "Requests that ended, by finish reason.",
         labels=("finish_reason",),
     ),
+    MetricSpec(
+        "butterfly_refused_requests_total",
+        "counter",
+        "requests",
+        "Requests that were not accepted, by reason.",
+        labels=("reason",),
+    ),
     MetricSpec("butterfly_requests_running", "gauge", "requests", "Requests with KV cache on the stages."),
     MetricSpec("butterfly_requests_waiting", "gauge", "requests", "Accepted requests that wait for a slot."),
     MetricSpec("butterfly_prompt_tokens_total", "counter", "tokens", "Prompt tokens of ended requests."),
+    MetricSpec(
+        "butterfly_cached_prompt_tokens_total",
+        "counter",
+        "tokens",
+        "Prompt tokens of ended requests that were found in the KV cache instead of computed.",
+    ),
     MetricSpec("butterfly_output_tokens_total", "counter", "tokens", "Output tokens of ended requests."),
     MetricSpec(
         "butterfly_time_to_first_token_seconds",
@@ -60,6 +75,17 @@ METRICS: tuple[MetricSpec, ...] = (
         "seconds",
         "Mean time between the tokens of a request, after its first.",
         buckets=_STEP_S,
+    ),
+    # KV cache
+    MetricSpec(
+        "butterfly_kv_cache_tokens",
+        "gauge",
+        "tokens",
+        "Room of the KV cache: used by running requests, kept for the next with the same beginning, free.",
+        labels=("state",),
+    ),
+    MetricSpec(
+        "butterfly_preemptions_total", "counter", "preemptions", "Running requests that had to give up their KV cache."
     ),
     # steps
     MetricSpec(
@@ -76,6 +102,13 @@ METRICS: tuple[MetricSpec, ...] = (
         "Time a stage computed for one step, on its own clock.",
         labels=("worker",),
         buckets=_STEP_S,
+    ),
+    MetricSpec(
+        "butterfly_stage_busy_ratio",
+        "gauge",
+        "ratio",
+        "Share of the time that a stage computed, up to its last step.",
+        labels=("worker",),
     ),
     MetricSpec(
         "butterfly_hop_software_seconds",
@@ -126,6 +159,8 @@ class Metrics:
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}
+        self._lock = threading.Lock()
+        self._busy_workers: set[str] = set()  # that have a gauge
         for spec in METRICS:
             self._add(spec)
 
@@ -135,21 +170,52 @@ class Metrics:
         *,
         num_prompt_tokens: int,
         num_output_tokens: int,
+        num_cached_tokens: int = 0,
         ttft_s: float | None = None,
         tpot_s: float | None = None,
     ) -> None:
-        """Count a request that ended. A time is None when the request ended before it had one."""
+        """Count a request that ended. A time is None when the request ended before it had one.
+
+        `num_cached_tokens` of its prompt were found in the KV cache.
+        """
         self._counters["butterfly_requests_total"].labels(finish_reason=reason).inc()
         self._counters["butterfly_prompt_tokens_total"].inc(num_prompt_tokens)
+        self._counters["butterfly_cached_prompt_tokens_total"].inc(num_cached_tokens)
         self._counters["butterfly_output_tokens_total"].inc(num_output_tokens)
         if ttft_s is not None:
             self._histograms["butterfly_time_to_first_token_seconds"].observe(ttft_s)
         if tpot_s is not None:
             self._histograms["butterfly_time_per_output_token_seconds"].observe(tpot_s)
 
+    def request_refused(self, reason: RefusalReason) -> None:
+        """Count a request that was turned away before it was accepted."""
+        self._counters["butterfly_refused_requests_total"].labels(reason=reason).inc()
+
     def queue_changed(self, *, running: int, waiting: int) -> None:
         self._gauges["butterfly_requests_running"].set(running)
         self._gauges["butterfly_requests_waiting"].set(waiting)
+
+    def kv_changed(self, *, used_tokens: int, kept_tokens: int, free_tokens: int) -> None:
+        """Tell how the room of the KV cache is divided; the three add up to all of it."""
+        tokens = self._gauges["butterfly_kv_cache_tokens"]
+        tokens.labels(state="used").set(used_tokens)
+        tokens.labels(state="kept").set(kept_tokens)
+        tokens.labels(state="free").set(free_tokens)
+
+    def preempted(self, count: int = 1) -> None:
+        """Count `count` more preemptions."""
+        self._counters["butterfly_preemptions_total"].inc(count)
+
+    def stages_busy(self, shares: Iterable[tuple[str, float]]) -> None:
+        """Tell (worker, share of the time it computed) of every stage; a worker that is not among them is forgotten."""
+        gauge = self._gauges["butterfly_stage_busy_ratio"]
+        told = dict(shares)
+        for worker, share in told.items():
+            gauge.labels(worker=worker).set(share)
+        with self._lock:
+            gone, self._busy_workers = self._busy_workers - told.keys(), set(told)
+        for worker in gone:
+            gauge.remove(worker)
 
     def step_finished(self, timings: Sequence[StageTiming], total_s: float) -> None:
         """Count one step; `total_s` is its duration on the coordinator's clock."""
@@ -170,6 +236,7 @@ class Metrics:
         """Forget the gauges of a worker that left: its last figures would look alive for ever."""
         self._gauges["butterfly_worker_resident_bytes"].remove(worker)
         self._gauges["butterfly_worker_kv_used_bytes"].remove(worker)
+        self._gauges["butterfly_stage_busy_ratio"].remove(worker)
 
     def epoch_changed(self, epoch: int) -> None:
         self._gauges["butterfly_epoch"].set(epoch)

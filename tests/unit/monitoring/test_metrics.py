@@ -56,16 +56,56 @@ def test_everything_in_the_table_is_rendered_with_its_kind_and_help() -> None:
 def test_a_request_that_finished() -> None:
     metrics = Metrics()
 
-    metrics.request_finished("stop", num_prompt_tokens=10, num_output_tokens=4, ttft_s=0.3, tpot_s=0.02)
+    metrics.request_finished(
+        "stop", num_prompt_tokens=10, num_output_tokens=4, num_cached_tokens=8, ttft_s=0.3, tpot_s=0.02
+    )
     metrics.request_finished("abort", num_prompt_tokens=5, num_output_tokens=0)
 
     assert _value(metrics, "butterfly_requests_total", finish_reason="stop") == 1
     assert _value(metrics, "butterfly_requests_total", finish_reason="abort") == 1
     assert _value(metrics, "butterfly_prompt_tokens_total") == 15
+    assert _value(metrics, "butterfly_cached_prompt_tokens_total") == 8
     assert _value(metrics, "butterfly_output_tokens_total") == 4
     assert _value(metrics, "butterfly_time_to_first_token_seconds_count") == 1
     assert _value(metrics, "butterfly_time_to_first_token_seconds_sum") == pytest.approx(0.3)
     assert _value(metrics, "butterfly_time_per_output_token_seconds_sum") == pytest.approx(0.02)
+
+
+def test_requests_that_were_refused() -> None:
+    metrics = Metrics()
+
+    metrics.request_refused("overloaded")
+    metrics.request_refused("overloaded")
+    metrics.request_refused("invalid")
+
+    assert _value(metrics, "butterfly_refused_requests_total", reason="overloaded") == 2
+    assert _value(metrics, "butterfly_refused_requests_total", reason="invalid") == 1
+    assert _value(metrics, "butterfly_refused_requests_total", reason="not_ready") is None
+
+
+def test_the_room_of_the_kv_cache() -> None:
+    metrics = Metrics()
+
+    metrics.kv_changed(used_tokens=100, kept_tokens=60, free_tokens=40)
+    metrics.kv_changed(used_tokens=50, kept_tokens=110, free_tokens=40)
+    metrics.preempted()
+    metrics.preempted(0)
+    metrics.preempted(2)
+
+    states = {state: _value(metrics, "butterfly_kv_cache_tokens", state=state) for state in ("used", "kept", "free")}
+    assert states == {"used": 50, "kept": 110, "free": 40}
+    assert _value(metrics, "butterfly_preemptions_total") == 3
+
+
+def test_how_busy_the_stages_are() -> None:
+    metrics = Metrics()
+
+    metrics.stages_busy((("w0", 0.9), ("w1", 0.5)))
+    metrics.stages_busy((("w1", 0.6), ("w2", 0.7)))  # another plan
+
+    assert _value(metrics, "butterfly_stage_busy_ratio", worker="w0") is None
+    assert _value(metrics, "butterfly_stage_busy_ratio", worker="w1") == pytest.approx(0.6)
+    assert _value(metrics, "butterfly_stage_busy_ratio", worker="w2") == pytest.approx(0.7)
 
 
 def test_a_step_that_finished() -> None:
@@ -104,16 +144,19 @@ def test_the_cluster() -> None:
     assert _value(metrics, "butterfly_worker_kv_used_bytes", worker="w0") == 100
 
 
-def test_a_lost_worker_has_no_memory() -> None:
+def test_a_lost_worker_has_no_memory_and_no_load() -> None:
     metrics = Metrics()
     for worker in ("w0", "w1"):
         metrics.worker_beat(worker, resident_bytes=1, kv_used_bytes=1)
+    metrics.stages_busy((("w0", 0.9), ("w1", 0.5)))
 
     metrics.worker_lost("w0")
 
     assert _value(metrics, "butterfly_worker_resident_bytes", worker="w0") is None
     assert _value(metrics, "butterfly_worker_kv_used_bytes", worker="w0") is None
+    assert _value(metrics, "butterfly_stage_busy_ratio", worker="w0") is None
     assert _value(metrics, "butterfly_worker_resident_bytes", worker="w1") == 1
+    assert _value(metrics, "butterfly_stage_busy_ratio", worker="w1") == 0.5
 
 
 def test_two_servers_in_one_process_share_nothing() -> None:

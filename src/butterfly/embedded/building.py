@@ -1,0 +1,105 @@
+"""From the options of a run to the parts of a cluster: the model, what its workers may use, their command line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from butterfly import models
+from butterfly.config import DEFAULT_CONTEXT, ClusterConfig
+from butterfly.coordinator import CoordinatorConfig
+from butterfly.embedded.watching import Watching
+from butterfly.errors import ConfigError
+from butterfly.partitioning import plan as make_plan
+from butterfly.specs import ClusterSpec, ModelFootprint, ModelSpec, NodeSpec, TensorEntry, WorkloadSpec
+from butterfly.worker.resources import available_memory_bytes
+
+_MEMORY_SHARE = 0.9  # of the free memory; the rest is for the system and this process
+_PROCESS_BYTES = 300 << 20  # interpreter and PyTorch of one worker, as measured
+_ANY_BANDWIDTH = 1e10  # bytes per second
+_LOG_LEVELS = ((logging.DEBUG, "debug"), (logging.INFO, "info"), (logging.WARNING, "warning"))
+
+
+def open_model(config: ClusterConfig, watching: Watching) -> models.Model:
+    """Open the model with the context that was asked for, or a bounded default. Raises ModelError, ConfigError."""
+    with watching() as watcher:
+        model = models.open_model(config.model, progress=watcher.download, dtype=config.dtype)
+    context = config.context or min(model.spec.max_context, DEFAULT_CONTEXT)
+    if config.num_workers > model.spec.num_layers:
+        raise ConfigError(
+            f"{config.num_workers} workers were asked for, but the model has only {model.spec.num_layers} layers: "
+            f"ask for {model.spec.num_layers} workers or fewer"
+        )
+    return models.limit_context(model, context)
+
+
+def free_memory_share(num_workers: int) -> int:
+    """What one of the local workers may use when nothing was said, in bytes."""
+    available = available_memory_bytes() * _MEMORY_SHARE - num_workers * _PROCESS_BYTES
+    return max(0, int(available / num_workers))
+
+
+def check_it_fits(model: models.Model, names: Sequence[str], memory_bytes: int, workload: WorkloadSpec) -> None:
+    """Ask the planner before any process is started. Raises InfeasiblePlanError.
+
+    What the workers measure later only changes the predicted times.
+    """
+    nodes = tuple(
+        NodeSpec(name=name, memory_bytes=memory_bytes, memory_bandwidth_bytes_per_s=_ANY_BANDWIDTH) for name in names
+    )
+    make_plan(model.footprint, ClusterSpec(nodes=nodes), workload)
+
+
+def worker_command(config: ClusterConfig, memory_bytes: int) -> Sequence[str]:
+    """How a local worker is started: its share of the cores and of the memory are explicit."""
+    num_threads = config.num_threads or max(1, len(os.sched_getaffinity(0)) // config.num_workers)
+    return [
+        *(sys.executable, "-m", "butterfly", "worker", "--invitation", "-"),
+        *("--device", config.device, "--threads", str(num_threads), "--memory", str(memory_bytes)),
+        *("--log-level", log_level_name(logging.getLogger().level)),
+        *(() if config.encrypt else ("--no-encrypt",)),
+    ]
+
+
+def log_level_name(level: int) -> str:
+    """The log level of a worker nearest to one of Python's: a program that uses us may have any."""
+    return next((name for known, name in _LOG_LEVELS if level <= known), "error")
+
+
+def coordinator_config(config: ClusterConfig, model: models.Model) -> CoordinatorConfig:
+    workload = WorkloadSpec(
+        concurrency=config.max_num_sequences, context=model.spec.max_context, kv_tokens=config.kv_tokens
+    )
+    return CoordinatorConfig(
+        workload=workload,
+        dtype=config.dtype,
+        num_slots=config.num_slots,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        prefix_reuse=config.prefix_reuse,
+        target_ttft_s=config.target_ttft_s,
+        step_timeout_s=config.step_timeout_s,
+    )
+
+
+class PipelineModel:
+    """The model as the coordinator wants to see it."""
+
+    def __init__(self, model: models.Model) -> None:
+        self._model = model
+
+    @property
+    def name(self) -> str:
+        return self._model.display_name
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._model.spec
+
+    @property
+    def footprint(self) -> ModelFootprint:
+        return self._model.footprint
+
+    def stage_tensors(self, start: int, end: int, *, embedding: bool, head: bool) -> Sequence[TensorEntry]:
+        return models.stage_tensors(self._model, start, end, embedding=embedding, head=head)

@@ -1,0 +1,127 @@
+"""The embedded cluster: started, handed out, torn down."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from butterfly import models
+from butterfly.cluster import ClusterState, Deadlines, Launcher, LocalLauncher
+from butterfly.communication import KeyPair, Transport, ZmqTransport
+from butterfly.config import ClusterConfig
+from butterfly.coordinator import Coordinator, CoordinatorClient
+from butterfly.embedded.building import (
+    PipelineModel,
+    check_it_fits,
+    coordinator_config,
+    free_memory_share,
+    open_model,
+    worker_command,
+)
+from butterfly.embedded.watching import Watching, unwatched
+from butterfly.errors import LaunchError
+from butterfly.grammars import GrammarCompiler
+from butterfly.messages import Invitation, PeerAddress
+from butterfly.monitoring import Metrics, StepStatistics
+from butterfly.specs import ClusterStatus
+
+_LOOK_S = 0.05  # between two looks at a cluster that comes up
+
+
+@dataclass(frozen=True)
+class EmbeddedCluster:
+    """What a program works with while the cluster runs."""
+
+    model: models.Model
+    client: CoordinatorClient
+    grammars: GrammarCompiler
+    metrics: Metrics
+    statistics: StepStatistics
+    watching: Watching
+
+    def wait_until_ready(self) -> ClusterStatus:
+        """Wait until every stage is loaded, watched. Raises LaunchError with the reason when that fails."""
+        with self.watching() as watcher:
+            while True:
+                status = self.client.status()
+                watcher.show(status)
+                if status.phase == "ready":
+                    return status
+                if status.phase in ("failed", "stopping"):
+                    raise LaunchError(status.detail or "the cluster did not start")
+                if not self.client.is_alive:
+                    raise LaunchError("the coordinator stopped; its log says why (log level debug says most)")
+                time.sleep(_LOOK_S)
+
+
+@contextmanager
+def embedded_cluster(config: ClusterConfig, watching: Watching = unwatched) -> Iterator[EmbeddedCluster]:
+    """Open the model and start workers and coordinator; leave no process behind, however the block ends.
+
+    The cluster loads in the background: `wait_until_ready`. Raises ModelError, ConfigError, LaunchError.
+    """
+    model = open_model(config, watching)
+    memory_bytes = config.memory_bytes or free_memory_share(config.num_workers)
+    names = [f"worker-{index}" for index in range(config.num_workers)]
+    settings = coordinator_config(config, model)
+    check_it_fits(model, names, memory_bytes, settings.workload)
+    with ExitStack() as stack:
+        ending = _QuietEnding()
+        stack.callback(ending.over)
+        transport = ZmqTransport("coordinator", KeyPair.generate(), encrypt=config.encrypt)
+        stack.callback(transport.close)
+        inbox = transport.open_inbox()
+        launcher = stack.enter_context(LocalLauncher(worker_command(config, memory_bytes)))
+        metrics = Metrics()
+        coordinator = Coordinator(
+            PipelineModel(model),
+            launcher,
+            transport,
+            inbox,
+            settings,
+            ClusterState(names, time.monotonic(), Deadlines(heartbeat_timeout_s=config.heartbeat_timeout_s)),
+            metrics,
+        )
+        for name in names:
+            start_worker(name, inbox.address, transport, launcher)
+        grammars = GrammarCompiler(model.tokenizer, model.eos_token_ids, model.spec.vocab_size)
+        if model.eos_token_ids:  # without, no output could end where its grammar is complete: all are refused
+            grammars.prepare()  # now, while the workers start: later it would hold up a request, and all others
+        client = CoordinatorClient(coordinator, grammars)
+        stack.callback(client.stop, "the server stopped")
+        client.start()
+        stack.callback(ending.begins)
+        yield EmbeddedCluster(model, client, grammars, metrics, coordinator.statistics, watching)
+
+
+def start_worker(name: str, coordinator: PeerAddress, transport: Transport, launcher: Launcher) -> None:
+    """Start a worker with keys made for this run: it proves its own, and knows ours."""
+    keys = KeyPair.generate()
+    transport.admit(name, keys.public_key)
+    launcher.start(
+        Invitation(name=name, coordinator=coordinator, public_key=keys.public_key, secret_key=keys.secret_key)
+    )
+
+
+class _QuietEnding:
+    """Ignores Ctrl-C between `begins` and `over`.
+
+    An ending is short and every part of it has a deadline: a second Ctrl-C would only leave it half done. Only the
+    main thread hears signals and may say what they do; an ending on another thread is never interrupted.
+    """
+
+    def __init__(self) -> None:
+        self._handler: Callable[[int, FrameType | None], object] | int | None = None
+
+    def begins(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def over(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
