@@ -10,13 +10,16 @@ MODEL ?= smollm2
 WORKERS ?= 3
 PORT ?= 8000
 TESTS ?= tests
+CLIENTS := clients/.venv
+CLIENTS_STAMP := $(CLIENTS)/.installed
 
-.PHONY: help install serve test test-full check fmt clean
+.PHONY: help install serve test test-full clients check fmt clean
 
 help:
 	@echo "make serve    install, then serve SmolLM2-135M-Instruct over three workers on 127.0.0.1:$(PORT)"
 	@echo "make test     install, then run every test   (TESTS=tests/unit for a part)"
 	@echo "make test-full  the same with the exactness tests at full size, half an hour"
+	@echo "make clients  lm-eval and guidellm against a server, some minutes   (installs 2 GB into $(CLIENTS))"
 	@echo "make check    ruff, mypy strict, import contracts"
 	@echo "make fmt      format and fix what ruff can"
 	@echo "make install  only the virtual environment, with everything"
@@ -45,6 +48,15 @@ test: $(STAMP) $(MODELS)
 test-full: $(STAMP) $(MODELS)
 	$(BIN)/python -m pytest $(TESTS) --full
 
+$(CLIENTS_STAMP): clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r clients/requirements.txt
+	@touch $@
+
+clients: $(STAMP) $(CLIENTS_STAMP)
+	$(BIN)/python -m clients.check_lm_eval
+	$(BIN)/python -m clients.check_guidellm
+
 check: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
@@ -56,4 +68,4 @@ fmt: $(STAMP)
 	$(BIN)/ruff format src tests benchmarks
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -114,4 +114,6 @@ def scheduler_config(model: Model, *, max_num_batched_tokens: int = 512, num_seq
         max_context=model.spec.max_context,
         max_waiting_tokens=1 << 30,
         max_num_batched_tokens=max_num_batched_tokens,
+        first_chunk_tokens=max_num_batched_tokens,  # chunks of just this size, since nothing is timed here
+        prefix_reuse="off",  # every request computes all of its tokens: what is compared is how
     )

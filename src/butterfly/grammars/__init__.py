@@ -12,6 +12,7 @@ Promises
 
 Known limits
     What nothing can match is refused at once if it comes first, and ends the output with an error if it comes later.
+    A regex is the library's: a match of the whole output, without look-around, Unicode but for digits (0 to 9).
     An end token that a Lark grammar names among its special tokens ends the output there.
     JSON objects have the keys of `properties` in the order of the schema; further keys are not kept from repeating.
     A token's bytes count as they are. A tokenizer that drops one space in front of a text drops it here too: what a

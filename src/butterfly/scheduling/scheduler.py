@@ -253,7 +253,7 @@ class Scheduler:
         waiting, rate = self._waiting.num_tokens, self._times.prefill_tokens_per_s
         limit = self._config.max_waiting_tokens
         if rate is not None:
-            limit = min(limit, int(self._config.target_ttft_s * rate))
+            limit = int(min(limit, self._config.target_ttft_s * rate))
         if not len(self._waiting) or waiting + len(request.prompt_token_ids) <= limit:
             return
         retry_after_s = self._config.retry_after_s if rate is None else max(1.0, waiting / rate)

@@ -60,4 +60,4 @@ def test_outputs_for_an_interrupted_reader_are_dropped() -> None:
     assert step is not None
     serving.finish_step(answer(step), 2.0)
     serving.fail_all("the server was stopped", 3.0)
-    assert serving.num_running == 0
+    assert serving.counts.num_running == 0

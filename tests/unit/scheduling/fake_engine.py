@@ -84,6 +84,7 @@ class FakeEngine:
     num_computed_tokens: int = 0  # in all steps
     max_chunks_in_flight: int = 0  # of one sequence
     _prompt_lengths: dict[int, int] = field(default_factory=dict)
+    _adopted_lengths: dict[int, int] = field(default_factory=dict)
     _scored: dict[int, dict[int, int]] = field(default_factory=dict)  # what steps said of tokens yet to come
     _met: set[int] = field(default_factory=set)
     _gone: set[int] = field(default_factory=set)  # released or adopted away
@@ -156,6 +157,9 @@ class FakeEngine:
     def _adopt(self, adoption: Adoption) -> None:
         assert adoption.sequence_id not in self._met, "a sequence that has begun adopts another"
         assert 0 < adoption.num_tokens <= len(self.caches.get(adoption.source_id, ())), "the source is not there"
+        assert self.config.prefix_reuse != "off"
+        if self.config.prefix_reuse == "prompt":
+            assert adoption.num_tokens <= self._prompt_lengths[adoption.source_id], "what was generated is reused"
         tokens = self.caches[adoption.source_id][: adoption.num_tokens]
         if not adoption.keeps_source:
             self._lose(adoption.source_id)
@@ -163,6 +167,7 @@ class FakeEngine:
         self._met.add(adoption.sequence_id)
         self.caches[adoption.sequence_id] = tokens
         self.adoptions.append(adoption)
+        self._adopted_lengths[adoption.sequence_id] = adoption.num_tokens
         assert self.num_blocks <= self.config.num_blocks, "a copy for which there is no room"
 
     def _flights(self, sequence_id: int) -> list[SequenceStep]:
@@ -180,6 +185,8 @@ class FakeEngine:
         cache = self.caches.setdefault(sequence_id, [])
         assert part.prompt_length == self._prompt_lengths.setdefault(sequence_id, part.prompt_length)
         assert part.start == len(cache), "not the next position"
+        if self.config.prefix_reuse == "prompt":
+            assert self._adopted_lengths.get(sequence_id, 0) <= part.prompt_length, "a prompt stands for an output"
         assert part.num_tokens == len(part.token_ids) > 0
         cache.extend(part.token_ids)
         self.num_computed_tokens += part.num_tokens
@@ -192,7 +199,7 @@ class FakeEngine:
         assert part.prompt_length == len(request.prompt_token_ids) <= end
         assert cache == tokens_up_to(request, end), "it computed, or adopted, something else"
         assert _without_mask(part.context) == context_of(request, end)
-        assert request.num_prompt_logprobs is None or sequence_id not in {a.sequence_id for a in self.adoptions}
+        assert request.num_prompt_logprobs is None or sequence_id not in self._adopted_lengths
 
     def _check_scored(self, part: SequenceStep) -> None:
         coming = self._scored.setdefault(part.sequence_id, {})

@@ -160,6 +160,21 @@ class TestPreemption:
         assert rig.scheduler.counts.num_preemptions > 0
         assert rig.ends()[-3:] == ["a", "b", "c"]
 
+    def test_leaves_alone_who_is_in_the_step_that_is_made(self) -> None:
+        rig = expecting_little(kv_capacity_tokens=96, first_chunk_tokens=2)
+        rig.add(make_request("low", 15, 40, priority=1))
+        while not rig.tokens("low"):
+            rig.round()
+        rig.add(make_request("normal", 48, 30))
+        sizes = []
+        while rig.scheduler.counts.num_preemptions == 0:
+            sizes.append(len(rig.round().sequences))
+        assert (len(sizes) > 20, sizes[-3:]) == (
+            True,
+            [2, 1, 1],
+        )  # "low" had a place already; then "normal" was first, and took its room
+        rig.run_until_idle()
+
     def test_of_what_is_still_being_prefilled(self) -> None:
         rig = expecting_little(num_slots=3, kv_capacity_tokens=128, first_chunk_tokens=8, max_context=128)
         rig.add(make_request("a", 16, 100))

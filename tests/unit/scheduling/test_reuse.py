@@ -89,6 +89,17 @@ def test_what_a_running_sequence_has_computed_is_copied() -> None:
     rig.run_until_idle()
 
 
+def test_nothing_is_copied_into_room_that_others_keep() -> None:
+    rig = start(kv_capacity_tokens=160, max_context=160)
+    ask(rig, "kept", range(200, 270))  # five blocks of ten
+    rig.add(make_request("a", prompt=range(40), max_tokens=30))
+    rig.round()
+    rig.add(make_request("b", prompt=range(40)))
+    plan = rig.step()
+    assert (plan.adopted, plan.released) == ((), (1,))
+    rig.run_until_idle()
+
+
 def test_what_is_still_under_way_is_not_copied() -> None:
     rig = start(num_slots=2, first_chunk_tokens=40)
     rig.add(make_request("a", prompt=SYSTEM))
@@ -279,6 +290,15 @@ class TestModes:
         before = rig.engine.num_computed_tokens
         rig.run_until_idle()
         assert rig.engine.num_computed_tokens - before >= 30
+
+    def test_prompt_takes_no_ones_prompt_for_its_own_output(self) -> None:
+        rig = start(prefix_reuse="prompt", max_num_sequences=1)
+        low = rig.add(make_request("low", prompt=range(40), max_tokens=60, priority=1))
+        for _ in range(30):
+            rig.round()
+        rig.add(make_request("urgent", prompt=[*low.prompt_token_ids, *output_of(low, 25), 7]))
+        rig.run_until_idle()  # the same tokens, but read: of other bits than those that "low" has generated
+        assert [adoption.num_tokens for adoption in rig.engine.adoptions] == [40]
 
     @pytest.mark.parametrize("num_top", [0, 2])
     def test_requests_for_prompt_logprobs_compute_all_of_their_prompt(self, num_top: int) -> None:

@@ -143,6 +143,18 @@ class TestChunkLength:
         assert min(chunks) > 100
 
     def test_never_exceeds_the_budget_of_a_step(self) -> None:
-        rig = Rig(make_config(num_slots=1, max_num_batched_tokens=30, first_chunk_tokens=64, max_context=512))
+        rig = start(num_slots=1, max_num_batched_tokens=30, first_chunk_tokens=64)
         rig.add(make_request("long", num_prompt_tokens=100))
         assert rig.step().num_tokens == 30
+
+
+def test_more_readers_than_a_step_may_have_tokens_take_turns() -> None:
+    rig = start(num_slots=1, num_spare_slots=1, max_num_batched_tokens=2)
+    for name in "abc":
+        rig.add(make_request(name, 1, 9))
+    assert sizes(rig.fill()) == [2, 1]  # prompts may take the spare slot: nobody reads yet
+    rig.answer()
+    rig.answer()
+    turns = [{part.sequence_id for part in rig.round().sequences} for _ in range(6)]
+    assert all(len(turn) == 2 for turn in turns)
+    assert all(one | next_one == {1, 2, 3} for one, next_one in pairwise(turns))
