@@ -35,6 +35,7 @@ class RunningSequences:
         self._next_sequence_id = 1
         self._expected_output = _FIRST_EXPECTATION
         self.num_preemptions = 0
+        self.yielding: Sequence | None = None  # is to be preempted as soon as its steps are back: it gets no more
 
     # ------------------------------------------------------------------------------- questions
 
@@ -83,7 +84,8 @@ class RunningSequences:
             victim = policy.first_to_preempt(self._sequences.values())
             assert victim is not None, "an empty cluster takes any request"
             if victim.is_in_flight:
-                return False  # soon
+                self.yielding = victim
+                return False
             self.preempt(victim)
         self._start(state)
         return True

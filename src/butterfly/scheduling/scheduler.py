@@ -266,6 +266,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Admit from the front of the line while there is room; nobody overtakes."""
+        self._running.yielding = None
         while (state := self._waiting.first()) is not None and self._running.admit(state):
             self._waiting.remove(state)
 
@@ -275,7 +276,7 @@ class Scheduler:
         While requests decode, prompts only ride along with their steps or fill a slot that would be empty; a
         spare slot is for a whole decode batch, or for prompts when nobody reads.
         """
-        running = self._running.all()
+        running = [sequence for sequence in self._running.all() if sequence is not self._running.yielding]
         decoding = [sequence for sequence in running if sequence.is_decoding and sequence.state.finish_reason is None]
         ready = sorted((seq for seq in decoding if seq.is_schedulable), key=lambda seq: seq.ready_order)
         cap = policy.decode_cap(len(decoding), self._config.num_slots)

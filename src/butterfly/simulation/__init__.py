@@ -8,9 +8,11 @@ Promises
 
 Must not know: torch, sockets, processes, the time of day.
 
-Modelled: a stage does one step at a time, in order of arrival; a link sends one message at a time, and
-latencies overlap; a hop costs `costs.HOP_SOFTWARE_S` of delay that keeps no stage busy. Not modelled yet:
-joining and loading (no time), the coordinator's own work, stop tokens, recovery.
+Modelled: a stage does one step at a time, in order of arrival, and stamps it with virtual times, from which the
+scheduler learns as from real ones; what is reused of the KV cache is not computed, but copying it costs its bytes; a
+link sends one message at a time, and latencies overlap; a hop costs `costs.HOP_SOFTWARE_S` of delay that keeps no
+stage busy. Not modelled yet: joining and loading (no time), the coordinator's own work, stop tokens, deadlines of
+requests, recovery.
 
 The one-hour change, a failure story: a `FaultSpec` and what the report must say, as one test in
 tests/unit/simulation/test_simulator.py. A new kind of fault is one branch of `_Simulation._strike`.

@@ -158,8 +158,9 @@ class FakeEngine:
         assert adoption.sequence_id not in self._met, "a sequence that has begun adopts another"
         assert 0 < adoption.num_tokens <= len(self.caches.get(adoption.source_id, ())), "the source is not there"
         assert self.config.prefix_reuse != "off"
-        if self.config.prefix_reuse == "prompt":
-            assert adoption.num_tokens <= self._prompt_lengths[adoption.source_id], "what was generated is reused"
+        if self.config.prefix_reuse == "prompt":  # a source that only adopted so far has nothing else
+            num_read = self._prompt_lengths.get(adoption.source_id, adoption.num_tokens)
+            assert adoption.num_tokens <= num_read, "what was generated is reused"
         tokens = self.caches[adoption.source_id][: adoption.num_tokens]
         if not adoption.keeps_source:
             self._lose(adoption.source_id)

@@ -242,6 +242,30 @@ class TestPriority:
         rig.run_until_idle()
         assert rig.ends() == ["urgent", "low"]
 
+    def test_a_long_prompt_gets_no_more_chunks_when_an_urgent_request_wants_its_place(self) -> None:
+        rig = start(num_slots=2, num_spare_slots=1, max_num_sequences=1, first_chunk_tokens=4)
+        rig.add(make_request("low", num_prompt_tokens=200, priority=1))
+        assert len(rig.fill()) == 3
+        rig.add(make_request("urgent"))
+        for _ in range(3):
+            assert rig.try_step() is None
+            rig.answer()
+        assert [part.sequence_id for part in rig.step().sequences] == [2]
+        rig.run_until_idle()
+        assert rig.ends() == ["urgent", "low"]
+
+    def test_a_long_prompt_goes_on_when_the_urgent_request_has_left(self) -> None:
+        rig = start(num_slots=2, max_num_sequences=1, first_chunk_tokens=4)
+        rig.add(make_request("low", num_prompt_tokens=200, priority=1))
+        rig.fill()
+        rig.add(make_request("urgent"))
+        rig.answer()
+        assert rig.try_step() is None
+        rig.scheduler.abort("urgent")
+        assert rig.shapes(rig.step()) == [(1, 8, 4)]
+        rig.run_until_idle()
+        assert rig.scheduler.counts.num_preemptions == 0
+
 
 class TestTenants:
     def test_the_one_with_two_requests_is_not_behind_the_one_with_fifty(self) -> None:

@@ -69,6 +69,14 @@ def test_two_streams_over_two_stages_overlap() -> None:
     assert max(stage.busy_share for stage in one.stages) < 0.55
 
 
+def test_every_token_has_its_time() -> None:
+    (request,) = run(num_nodes=2, count=1).requests
+    times = request.token_times_s
+    assert (len(times), list(times)) == (50, sorted(times))
+    assert (request.ttft_s, request.ended_s) == (times[0], times[-1])
+    assert request.tpot_s == pytest.approx((times[-1] - times[0]) / 49)
+
+
 def test_the_plain_loop_keeps_one_stage_busy_at_a_time() -> None:
     plain = run(num_nodes=2, count=2, num_slots=1)
     assert sum(stage.busy_share for stage in plain.stages) < 1.0
