@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import psutil
@@ -38,8 +39,6 @@ class Counts:
     """What the streams got while `is_open`."""
 
     is_open: bool = False
-    num_prompt_tokens: int = 0
-    num_output_tokens: int = 0
     gaps_s: list[float] = field(default_factory=list)  # between tokens of one stream
 
 
@@ -68,12 +67,8 @@ class Streams:
         first_s, last_s = 0.0, 0.0
         async for output in await self._cluster.client.submit(request):
             now_s = time.monotonic()
-            if self.counts.is_open:
-                self.counts.num_output_tokens += len(output.token_ids)
-                if last_s:
-                    self.counts.gaps_s.append(now_s - last_s)
-                else:
-                    self.counts.num_prompt_tokens += output.num_prompt_tokens
+            if self.counts.is_open and last_s and output.token_ids:
+                self.counts.gaps_s.append(now_s - last_s)
             first_s, last_s = first_s or now_s, now_s
         return first_s
 
@@ -83,10 +78,44 @@ class Streams:
             turn += 1
 
 
-def compute_seconds(cluster: EmbeddedCluster) -> dict[str, float]:
-    """Seconds that each stage has computed since it started."""
-    pattern = r'^butterfly_stage_compute_seconds_sum\{worker="([^"]+)"\} (\S+)$'
-    return {worker: float(total) for worker, total in re.findall(pattern, cluster.metrics.render().decode(), re.M)}
+@dataclass(frozen=True)
+class Snapshot:
+    """What a cluster has done since it started."""
+
+    at_s: float
+    tokens: float  # that went through the stages: prompts and outputs cost about the same here
+    compute_s: dict[str, float]  # by stage
+    num_steps: float
+    coordinator_s: float  # processor time of this process, readers included
+
+    @classmethod
+    def of(cls, cluster: EmbeddedCluster) -> Snapshot:
+        text = cluster.metrics.render().decode()
+
+        def values(name: str) -> dict[str, float]:
+            found = re.findall(rf'^{name}\{{[a-z]+="([^"]+)"\}} (\S+)$', text, re.M)
+            return {label: float(value) for label, value in found}
+
+        steps = re.search(r"^butterfly_step_duration_seconds_count (\S+)$", text, re.M)
+        times = psutil.Process().cpu_times()
+        return cls(
+            at_s=time.monotonic(),
+            tokens=sum(values("butterfly_computed_tokens_total").values()),
+            compute_s=values("butterfly_stage_compute_seconds_sum"),
+            num_steps=float(steps[1]) if steps else 0.0,
+            coordinator_s=times.user + times.system,
+        )
+
+    def since(self, before: Snapshot) -> dict[str, Any]:
+        elapsed_s, num_steps = self.at_s - before.at_s, self.num_steps - before.num_steps
+        compute_s = {name: self.compute_s[name] - before.compute_s.get(name, 0.0) for name in self.compute_s}
+        return {
+            "tokens_per_s": (self.tokens - before.tokens) / elapsed_s,
+            "busy": {name: seconds / elapsed_s for name, seconds in compute_s.items()},
+            "tokens_per_step": (self.tokens - before.tokens) / num_steps,
+            "step_compute_s": sum(compute_s.values()) / num_steps,
+            "coordinator_share": (self.coordinator_s - before.coordinator_s) / elapsed_s,
+        }
 
 
 @contextmanager
@@ -101,28 +130,21 @@ def started(config: ClusterConfig) -> Iterator[EmbeddedCluster]:
         yield cluster
 
 
-async def measure_load(
-    streams: Streams, cluster: EmbeddedCluster, num_streams: int, seconds: float
-) -> dict[str, object]:
+async def measure_load(streams: Streams, cluster: EmbeddedCluster, num_streams: int, seconds: float) -> dict[str, Any]:
     """Tokens per second of `num_streams` readers, and how busy the stages are."""
     streams.counts = Counts()
     readers = [asyncio.create_task(streams.keep_reading(turn)) for turn in range(num_streams)]
     await asyncio.sleep(seconds / 3)  # until batches have settled
-    before, started_s = compute_seconds(cluster), time.monotonic()
+    before = Snapshot.of(cluster)
     streams.counts.is_open = True
     await asyncio.sleep(seconds)
     streams.counts.is_open = False
-    after, elapsed_s = compute_seconds(cluster), time.monotonic() - started_s
+    figures = Snapshot.of(cluster).since(before)
     await end(readers)
-    return {
-        "output_tokens_per_s": streams.counts.num_output_tokens / elapsed_s,
-        "prompt_tokens_per_s": streams.counts.num_prompt_tokens / elapsed_s,
-        "median_gap_s": statistics.median(streams.counts.gaps_s),
-        "busy": {worker: (after[worker] - before.get(worker, 0.0)) / elapsed_s for worker in after},
-    }
+    return {**figures, "median_gap_s": statistics.median(streams.counts.gaps_s)}
 
 
-async def measure_long_prompt(streams: Streams, num_streams: int, seconds: float) -> dict[str, object]:
+async def measure_long_prompt(streams: Streams, num_streams: int, seconds: float) -> dict[str, Any]:
     """The median time between tokens of other streams, before and while a long prompt is prefilled."""
     max_tokens = 1500  # so that no other prompt disturbs the comparison
     requests = [streams.request(16, max_tokens) for _ in range(num_streams)]
@@ -156,9 +178,9 @@ async def end(tasks: list[asyncio.Task[None]] | list[asyncio.Task[float]]) -> No
     await asyncio.sleep(2)  # until what was under way is over
 
 
-async def run(clusters: dict[str, EmbeddedCluster], options: argparse.Namespace) -> dict[str, object]:
+async def run(clusters: dict[str, EmbeddedCluster], options: argparse.Namespace) -> dict[str, Any]:
     streams = {arm: Streams(cluster, seed=1) for arm, cluster in clusters.items()}
-    loads: dict[str, list[dict[str, object]]] = {arm: [] for arm in clusters}
+    loads: dict[str, list[dict[str, Any]]] = {arm: [] for arm in clusters}
     for _ in range(options.rounds):
         for arm, cluster in clusters.items():
             figures = await measure_load(streams[arm], cluster, options.streams, options.seconds)
@@ -170,10 +192,7 @@ async def run(clusters: dict[str, EmbeddedCluster], options: argparse.Namespace)
         print(f"long prompt: {long_prompts[-1]}", flush=True)
 
     def median_rate(arm: str) -> float:
-        return statistics.median(
-            float(figures["output_tokens_per_s"]) + float(figures["prompt_tokens_per_s"])  # type: ignore[arg-type]
-            for figures in loads[arm]
-        )
+        return float(statistics.median(figures["tokens_per_s"] for figures in loads[arm]))
 
     return {
         "loads": loads,

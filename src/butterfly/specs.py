@@ -274,6 +274,11 @@ class SequenceStep(Spec, frozen=True):
     scored_token_ids: tuple[int, ...] = ()  # the tokens at start + 1, start + 2, ...: report their logprobs
     num_scored_top: int = 0  # and so many of the likeliest at each of these positions
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """How many of its tokens belong to the prompt."""
+        return max(0, min(self.num_tokens, self.prompt_length - self.start))
+
 
 class Adoption(Spec, frozen=True):
     """A new sequence starts with the first `num_tokens` cached tokens of another."""

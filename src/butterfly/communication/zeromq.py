@@ -35,7 +35,6 @@ _HANDSHAKE_MS = 10_000  # also how long a key that is not admitted is left waiti
 # Only the sending side probes: an inbox that probed a peer in the middle of a long frame would take the
 # late answer for a death. 10 s without an answer closes the connection; `worker` and `cluster` decide
 # about life and death with their own, shorter deadlines.
-_PROBE_INTERVAL_MS, _PROBE_TIMEOUT_MS = 2_000, 10_000
 
 _Context = zmq.Context[zmq.Socket[bytes]]
 _Socket = zmq.Socket[bytes]
@@ -104,7 +103,6 @@ class ZmqTransport:
         client.linger = _LINGER_MS
         client.copy_threshold = _ZERO_COPY_BYTES
         client.reconnect_ivl, client.reconnect_ivl_max = _RECONNECT_MS, _MAX_RECONNECT_MS
-        client.heartbeat_ivl, client.heartbeat_timeout = _PROBE_INTERVAL_MS, _PROBE_TIMEOUT_MS
         try:
             self._identify(client, peer)
             client.connect(peer.endpoint)
@@ -143,6 +141,8 @@ class ZmqTransport:
         sock.linger = 0
         sock.ipv6 = ipv6
         sock.handshake_ivl = _HANDSHAKE_MS
+        # No heartbeats of ZeroMQ's: one that lies unread in a full inbox whose sender has died aborts the whole process
+        # (an assertion in libzmq's stream engine). Silence is judged by our own heartbeats; TCP looks after dead links.
         sock.tcp_keepalive = 1
         sock.tcp_keepalive_idle, sock.tcp_keepalive_intvl, sock.tcp_keepalive_cnt = 10, 5, 3
 

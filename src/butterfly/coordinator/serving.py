@@ -106,6 +106,8 @@ class Serving:
             self._deliver(step.outputs, step.received_s)
             self._metrics.step_finished(step.timings, total_s)
             self._busy.record(step.timings)
+            num_prompt = sum(part.num_prompt_tokens for part in step.plan.sequences)
+            self._metrics.tokens_computed(num_prompt=num_prompt, num_output=step.plan.num_tokens - num_prompt)
             if step.plan.sequences and all(sequence.num_tokens == 1 for sequence in step.plan.sequences):
                 self._statistics.record(step.timings, total_s)
 

@@ -96,6 +96,13 @@ METRICS: tuple[MetricSpec, ...] = (
         buckets=_STEP_S,
     ),
     MetricSpec(
+        "butterfly_computed_tokens_total",
+        "counter",
+        "tokens",
+        "Tokens that went through the stages, as part of a prompt or generated; computed twice is counted twice.",
+        labels=("role",),
+    ),
+    MetricSpec(
         "butterfly_stage_compute_seconds",
         "histogram",
         "seconds",
@@ -227,6 +234,11 @@ class Metrics:
             stage.observe(compute_s(timing))
         self._histograms["butterfly_hop_software_seconds"].observe(software_s_per_hop(timings, total_s))
         self._histograms["butterfly_step_sent_bytes"].observe(sent_bytes(timings))
+
+    def tokens_computed(self, *, num_prompt: int, num_output: int) -> None:
+        """Count the tokens of one step, by their role in their sequence."""
+        self._counters["butterfly_computed_tokens_total"].labels(role="prompt").inc(num_prompt)
+        self._counters["butterfly_computed_tokens_total"].labels(role="output").inc(num_output)
 
     def worker_beat(self, worker: str, *, resident_bytes: int, kv_used_bytes: int) -> None:
         self._gauges["butterfly_worker_resident_bytes"].labels(worker=worker).set(resident_bytes)
