@@ -39,7 +39,6 @@ class SchedulerCounts(Spec, frozen=True):
 class _InFlightStep:
     plan: StepPlan
     sequences: tuple[Sequence, ...]
-    num_prefill_tokens: int
 
 
 class Scheduler:
@@ -163,7 +162,7 @@ class Scheduler:
         samples, scores = _match_samples(step.plan, result), _match_scores(step.plan, result)
         del self._in_flight[step.plan.slot]
         if step.sequences:
-            self._times.record(result.timings, step.num_prefill_tokens)
+            self._times.record(result.timings, step.plan.num_tokens)
         self._num_updates += 1
         outputs = []
         for sequence, part in zip(step.sequences, step.plan.sequences, strict=True):
@@ -288,18 +287,21 @@ class Scheduler:
         for sequence in ready[: min(cap, budget)]:
             self._append(batch, sequence, 1)
         prefilling = [seq for seq in running if seq.is_schedulable and not seq.is_decoding]
-        self._append_chunks(batch, prefilling, budget - len(batch), beside_decodes=bool(decoding))
+        self._append_chunks(batch, prefilling, budget - len(batch), num_decodes=cap if decoding else 0)
         return batch
 
     def _append_chunks(
-        self, batch: list[tuple[Sequence, int]], prefilling: list[Sequence], budget: int, *, beside_decodes: bool
+        self, batch: list[tuple[Sequence, int]], prefilling: list[Sequence], budget: int, *, num_decodes: int
     ) -> None:
-        """Share one chunk's worth of tokens among prompts: by priority, then in order of admission."""
+        """Share one chunk's worth of tokens among prompts: by priority, then in order of admission.
+
+        `num_decodes` is the size of a full decode batch now: what a reader's step is like.
+        """
         num_waiting = sum(sequence.num_unscheduled_tokens for sequence in prefilling)
         if not num_waiting:
             return
         chunk = self._times.chunk_tokens(
-            num_waiting, self._config.num_slots, self._config.first_chunk_tokens, beside_decodes=beside_decodes
+            num_waiting, self._config.num_slots, self._config.first_chunk_tokens, num_decodes=num_decodes
         )
         budget = min(budget, chunk)
         for sequence in sorted(prefilling, key=lambda seq: seq.state.request.priority):
@@ -320,7 +322,6 @@ class Scheduler:
         return True
 
     def _start_step(self, batch: list[tuple[Sequence, int]]) -> StepPlan:
-        num_prefill = sum(num_tokens for sequence, num_tokens in batch if not sequence.is_decoding)
         for sequence, num_tokens in batch:
             self._charge(sequence, num_tokens)
         released, adopted = self._running.take_news()
@@ -332,7 +333,7 @@ class Scheduler:
             adopted=adopted,
         )
         self._next_step_id += 1
-        self._in_flight[plan.slot] = _InFlightStep(plan, tuple(sequence for sequence, _ in batch), num_prefill)
+        self._in_flight[plan.slot] = _InFlightStep(plan, tuple(sequence for sequence, _ in batch))
         return plan
 
     def _charge(self, sequence: Sequence, num_tokens: int) -> None:
