@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -170,6 +170,8 @@ class Metrics:
         self._busy_workers: set[str] = set()  # that have a gauge
         for spec in METRICS:
             self._add(spec)
+        for reason in get_args(RefusalReason):  # a rate over time needs the zero before the first refusal
+            self._counters["butterfly_refused_requests_total"].labels(reason=reason)
 
     def request_finished(
         self,
