@@ -261,7 +261,7 @@ class SchedulerStory(RuleBasedStateMachine):
         event("chunks of one prompt in flight", str(self.engine.max_chunks_in_flight))
 
 
-SchedulerStory.TestCase.settings = settings(max_examples=500, stateful_step_count=40, deadline=None)
+SchedulerStory.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 TestSchedulerStory = SchedulerStory.TestCase
 
 
