@@ -43,7 +43,7 @@ class Counts:
 
 
 class Streams:
-    """Readers that ask again as soon as they have their answer."""
+    """Readers of one cluster."""
 
     def __init__(self, cluster: EmbeddedCluster, seed: int) -> None:
         self._cluster = cluster
@@ -72,10 +72,10 @@ class Streams:
             first_s, last_s = first_s or now_s, now_s
         return first_s
 
-    async def keep_reading(self, turn: int, max_tokens: int = OUTPUT_TOKENS) -> None:
-        while True:
-            await self.read(self.request(PROMPT_TOKENS[turn % len(PROMPT_TOKENS)], max_tokens))
-            turn += 1
+    async def read_all(self, waiting: Iterator[Request]) -> None:
+        """Ask again as soon as the answer is there, until nothing waits."""
+        for request in waiting:
+            await self.read(request)
 
 
 @dataclass(frozen=True)
@@ -130,17 +130,25 @@ def started(config: ClusterConfig) -> Iterator[EmbeddedCluster]:
         yield cluster
 
 
-async def measure_load(streams: Streams, cluster: EmbeddedCluster, num_streams: int, seconds: float) -> dict[str, Any]:
-    """Tokens per second of `num_streams` readers, and how busy the stages are."""
-    streams.counts = Counts()
-    readers = [asyncio.create_task(streams.keep_reading(turn)) for turn in range(num_streams)]
-    await asyncio.sleep(seconds / 3)  # until batches have settled
+async def measure_load(
+    streams: Streams, cluster: EmbeddedCluster, num_streams: int, num_requests: int
+) -> dict[str, Any]:
+    """What is done, and how busy the stages are, from the first request until the last one has been asked."""
+    work = [streams.request(PROMPT_TOKENS[turn % len(PROMPT_TOKENS)], OUTPUT_TOKENS) for turn in range(num_requests)]
+    all_asked = asyncio.Event()
+
+    def waiting() -> Iterator[Request]:
+        yield from work
+        all_asked.set()
+
+    queue = waiting()
+    streams.counts = Counts(is_open=True)
     before = Snapshot.of(cluster)
-    streams.counts.is_open = True
-    await asyncio.sleep(seconds)
-    streams.counts.is_open = False
+    readers = [asyncio.create_task(streams.read_all(queue)) for _ in range(num_streams)]
+    await all_asked.wait()
     figures = Snapshot.of(cluster).since(before)
-    await end(readers)
+    streams.counts.is_open = False
+    await asyncio.gather(*readers)
     return {**figures, "median_gap_s": statistics.median(streams.counts.gaps_s)}
 
 
@@ -183,7 +191,7 @@ async def run(clusters: dict[str, EmbeddedCluster], options: argparse.Namespace)
     loads: dict[str, list[dict[str, Any]]] = {arm: [] for arm in clusters}
     for _ in range(options.rounds):
         for arm, cluster in clusters.items():
-            figures = await measure_load(streams[arm], cluster, options.streams, options.seconds)
+            figures = await measure_load(streams[arm], cluster, options.streams, options.requests)
             print(f"{arm:>10}: {figures}", flush=True)
             loads[arm].append(figures)
     long_prompts = []
@@ -206,9 +214,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=48, help="of one measurement of throughput")
     parser.add_argument("--readers", type=int, default=8, help="streams that read while a long prompt arrives")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of one measurement")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of readers alone, before a long prompt")
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     config = ClusterConfig(
         model=options.model, num_workers=2, num_threads=1, context=4096, max_num_sequences=32, target_ttft_s=600.0

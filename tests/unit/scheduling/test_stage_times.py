@@ -79,11 +79,11 @@ def test_a_lasting_change_is_learned() -> None:
 
 
 class TestChunkBesideDecodes:
-    def test_adds_three_quarters_of_a_decode_steps_own_time(self) -> None:
+    def test_adds_half_of_a_decode_steps_own_time(self) -> None:
         times = learned(BASE_S, PER_TOKEN_S)
-        assert times.chunk_tokens(1000, 2, 64, num_decodes=4) == 15  # of 16 + 4 tokens' worth
-        assert times.chunk_tokens(1, 4, 64, num_decodes=4) == 15  # whoever waits, however many stages
-        assert times.chunk_tokens(1000, 2, 64, num_decodes=16) == 24
+        assert times.chunk_tokens(1000, 2, 64, num_decodes=4) == 10  # of 16 + 4 tokens' worth
+        assert times.chunk_tokens(1, 4, 64, num_decodes=4) == 10  # whoever waits, however many stages
+        assert times.chunk_tokens(1000, 2, 64, num_decodes=16) == 16
 
     def test_moves_on_however_dear_a_token_is(self) -> None:
         assert learned(0.001, 1.0).chunk_tokens(1000, 2, 64, num_decodes=1) == 4
