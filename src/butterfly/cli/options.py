@@ -59,7 +59,9 @@ CertFile = Annotated[
     Path | None, typer.Option("--ssl-certfile", help="Certificate (PEM, with its chain): serve HTTPS.")
 ]
 CertKeyFile = Annotated[Path | None, typer.Option("--ssl-keyfile", help="Private key (PEM) of the certificate.")]
-Slots = Annotated[int, typer.Option(min=0, help="Steps in flight at once; 0: one per stage, 1: the plain loop.")]
+Slots = Annotated[
+    int, typer.Option(min=0, help="Steps in flight; 0: one per stage and a spare one, 1: the plain loop.")
+]
 StepTimeout = Annotated[float, typer.Option(min=1.0, help="Seconds that one step may take on all stages together.")]
 HeartbeatTimeout = Annotated[
     float, typer.Option("--heartbeat-timeout", min=2.0, help="Seconds of silence after which a worker is given up.")

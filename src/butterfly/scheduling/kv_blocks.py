@@ -32,10 +32,6 @@ class BlockPool:
     def num_free(self) -> int:
         return len(self._free)
 
-    @property
-    def num_used(self) -> int:
-        return self._num_blocks - len(self._free)
-
     def num_owned(self, sequence_id: int) -> int:
         return len(self._owned.get(sequence_id, ()))
 

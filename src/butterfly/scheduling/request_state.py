@@ -54,10 +54,13 @@ class RequestState:
     num_charged_tokens: int = 0  # that its tenant has paid for: computing or sampling one again is free
     was_admitted: bool = False
     output_counts: Counter[int] = field(default_factory=Counter)  # kept only with penalties
+    penalised_prompt_ids: tuple[int, ...] = ()  # each once; filled only with a repetition penalty
     prompt_logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)  # by position
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_token_ids)
+        if self.request.sampling.repetition_penalty != 1.0:  # sorted once, not at every token
+            self.penalised_prompt_ids = tuple(sorted(set(self.request.prompt_token_ids)))
         if self.matcher is not None:
             self.mask = self.matcher.mask()
 
@@ -115,10 +118,9 @@ class RequestState:
     def sampling_context(self) -> SamplingContext | None:
         """What the stage with the sampler must know of the tokens so far; None when it needs nothing."""
         request = self.request
-        repeats = request.sampling.repetition_penalty != 1.0
         context = SamplingContext(
             output_counts=tuple(self.output_counts.items()),
-            prompt_token_ids=tuple(sorted(set(request.prompt_token_ids))) if repeats else (),
+            prompt_token_ids=self.penalised_prompt_ids,
             banned_token_ids=request.stop_token_ids if self.num_output_tokens < request.min_tokens else (),
             mask=self.mask,
         )
