@@ -307,6 +307,15 @@ def test_the_last_words_of_a_process_are_kept_and_logged(
     assert "w0: 42" in caplog.messages
 
 
+def test_words_before_the_command_of_one_worker_start_it_their_way(coordinator: TinyCoordinator) -> None:
+    program = "import os; print(os.environ.get('PLACE', 'nowhere'))"
+    with LocalLauncher([sys.executable, "-c", program], {"w1": ["env", "PLACE=node-1"]}) as launcher:
+        for name in ("w0", "w1"):
+            launcher.start(coordinator.invite(name))
+        ended = wait_for_exits(launcher, 2)
+    assert {name: one.output_tail for name, one in ended.items()} == {"w0": "nowhere", "w1": "node-1"}
+
+
 def test_a_command_that_does_not_exist_is_a_launch_error(coordinator: TinyCoordinator) -> None:
     with LocalLauncher(["/no/such/program"]) as launcher, pytest.raises(LaunchError, match=r"w0.*No such file"):
         launcher.start(coordinator.invite("w0"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from butterfly.config import ClusterConfig
+from butterfly.errors import ConfigError
 from butterfly.option_values import check_device, parse_bytes, parse_dtype
 from butterfly.specs import PrefixReuse
 
@@ -68,12 +70,30 @@ HeartbeatTimeout = Annotated[
 ]
 LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 Encrypt = Annotated[bool, typer.Option("--encrypt/--no-encrypt", help="Encrypt links between processes (CURVE).")]
+Listen = Annotated[str, typer.Option("--listen", help="Address at which workers on other machines reach this one.")]
+StartWith = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--start-with",
+        metavar="WORDS",
+        help="Words before the command of a worker, such as 'taskset -c 0' or 'ip netns exec NAME'; "
+        "repeatable, one for each worker in order.",
+    ),
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
 TopK = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Sample among the K likeliest tokens; 0: all.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest tokens that reach P.")]
 MinP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Drop tokens below P times the likeliest.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text; drawn when not given.")]
+
+
+def split_prefixes(start_with: list[str] | None) -> tuple[tuple[str, ...], ...]:
+    """The words of each --start-with, as a shell splits them. Raises ConfigError."""
+    try:
+        return tuple(tuple(shlex.split(words)) for words in start_with or ())
+    except ValueError as error:
+        raise ConfigError(f"--start-with {start_with}: {error}") from error
 
 
 def cluster_config(

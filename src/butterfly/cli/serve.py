@@ -24,6 +24,7 @@ from butterfly.cli.options import (
     HeartbeatTimeout,
     KeyFile,
     KVTokens,
+    Listen,
     LogLevel,
     MaxBatchedTokens,
     MaxSequences,
@@ -34,11 +35,13 @@ from butterfly.cli.options import (
     RequestTimeout,
     ServerKeys,
     Slots,
+    StartWith,
     StepTimeout,
     TargetTTFT,
     Threads,
     Workers,
     cluster_config,
+    split_prefixes,
 )
 from butterfly.embedded import EmbeddedCluster, embedded_cluster
 from butterfly.errors import ConfigError, LaunchError
@@ -71,6 +74,8 @@ def serve(
     ssl_certfile: CertFile = None,
     ssl_keyfile: CertKeyFile = None,
     encrypt: Encrypt = True,
+    listen: Listen = "127.0.0.1",
+    start_with: StartWith = None,
     heartbeat_timeout: HeartbeatTimeout = 10.0,
     step_timeout: StepTimeout = 300.0,
     log_level: LogLevel = "warning",
@@ -89,6 +94,8 @@ def serve(
         num_slots=slots,
         target_ttft_s=target_ttft,
         encrypt=encrypt,
+        listen_host=listen,
+        worker_prefixes=split_prefixes(start_with),
         heartbeat_timeout_s=heartbeat_timeout,
         step_timeout_s=step_timeout,
     )

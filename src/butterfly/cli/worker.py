@@ -34,7 +34,7 @@ def worker(
         hold_lifeline()  # before torch: its import takes seconds, and who started us may be gone by then
     import torch  # here: no other command needs it
 
-    from butterfly.communication import KeyPair, ZmqTransport
+    from butterfly.communication import KeyPair, ZmqTransport, local_host_towards
     from butterfly.engine import resolve_device
     from butterfly.worker import measure_resources, run_worker
     from butterfly.worker.engine_stage import EngineStageFactory
@@ -44,7 +44,8 @@ def worker(
     target = resolve_device(device)
     resources = measure_resources(str(target), parse_bytes(memory) if memory else None)
     keys = KeyPair(public_key=invited.public_key, secret_key=invited.secret_key)
-    with closing(ZmqTransport(invited.name, keys, encrypt=encrypt)) as transport:
+    host = local_host_towards(invited.coordinator.endpoint)
+    with closing(ZmqTransport(invited.name, keys, host, encrypt=encrypt)) as transport:
         code = run_worker(invited, transport, EngineStageFactory(target), resources, launched=launched)
     _leave(code)
 

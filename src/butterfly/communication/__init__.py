@@ -16,6 +16,7 @@ from butterfly.communication.epochs import EpochGate
 from butterfly.communication.hidden import BYTES_PER_VALUE, check_hidden, tensor_num_bytes
 from butterfly.communication.in_process import InProcessNetwork, InProcessTransport
 from butterfly.communication.keys import KeyPair
+from butterfly.communication.routes import local_host_towards
 from butterfly.communication.transport import Buffer, Inbox, Outbox, Received, Transport
 from butterfly.communication.zeromq import ZmqTransport
 
@@ -32,5 +33,6 @@ __all__ = [
     "Transport",
     "ZmqTransport",
     "check_hidden",
+    "local_host_towards",
     "tensor_num_bytes",
 ]

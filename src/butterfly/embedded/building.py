@@ -26,6 +26,11 @@ def open_model(config: ClusterConfig, watching: Watching) -> models.Model:
     """Open the model with the context that was asked for, or a bounded default. Raises ModelError, ConfigError."""
     with watching() as watcher:
         model = models.open_model(config.model, progress=watcher.download, dtype=config.dtype)
+    if config.worker_prefixes and len(config.worker_prefixes) != config.num_workers:
+        raise ConfigError(
+            f"{len(config.worker_prefixes)} prefixes (--start-with) were given for {config.num_workers} workers: "
+            "give one for each worker, in order, or none"
+        )
     context = config.context or min(model.spec.max_context, DEFAULT_CONTEXT)
     if config.num_workers > model.spec.num_layers:
         raise ConfigError(

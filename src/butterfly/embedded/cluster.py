@@ -68,15 +68,16 @@ def embedded_cluster(config: ClusterConfig, watching: Watching = unwatched) -> I
     model = open_model(config, watching)
     memory_bytes = config.memory_bytes or free_memory_share(config.num_workers)
     names = [f"worker-{index}" for index in range(config.num_workers)]
+    prefixes = dict(zip(names, config.worker_prefixes, strict=False))
     settings = coordinator_config(config, model)
     check_it_fits(model, names, memory_bytes, settings.workload)
     with ExitStack() as stack:
         ending = _QuietEnding()
         stack.callback(ending.over)
-        transport = ZmqTransport("coordinator", KeyPair.generate(), encrypt=config.encrypt)
+        transport = ZmqTransport("coordinator", KeyPair.generate(), config.listen_host, encrypt=config.encrypt)
         stack.callback(transport.close)
         inbox = transport.open_inbox()
-        launcher = stack.enter_context(LocalLauncher(worker_command(config, memory_bytes)))
+        launcher = stack.enter_context(LocalLauncher(worker_command(config, memory_bytes), prefixes))
         metrics = Metrics()
         coordinator = Coordinator(
             PipelineModel(model),

@@ -13,6 +13,7 @@ import typer
 
 from butterfly.api import ApiKeys, BoundPort, ServedModel
 from butterfly.cli.main import app
+from butterfly.cli.options import split_prefixes
 from butterfly.cli.serve import announce, check_reach, serve, tls_files, warn_of_eavesdroppers
 from butterfly.config import ClusterConfig
 from butterfly.errors import ConfigError, LaunchError
@@ -150,5 +151,12 @@ def test_the_command_does_not_grow_by_accident() -> None:
     single.command()(serve)
     parameters = typer.main.get_command(single).params
 
-    assert len([parameter for parameter in parameters if parameter.param_type_name == "option"]) <= 25
+    assert len([parameter for parameter in parameters if parameter.param_type_name == "option"]) <= 27
     assert all(getattr(parameter, "help", None) for parameter in parameters)
+
+
+def test_words_before_a_worker_are_split_as_a_shell_does() -> None:
+    assert split_prefixes(None) == ()
+    assert split_prefixes(["taskset -c 0", "ssh 'big box'"]) == (("taskset", "-c", "0"), ("ssh", "big box"))
+    with pytest.raises(ConfigError, match="--start-with"):
+        split_prefixes(["an 'open quote"])

@@ -86,3 +86,9 @@ def test_what_cannot_run_is_refused_before_anything_is_started(config: ClusterCo
     """The check that no process and no thread is left runs after every test."""
     with pytest.raises(error), embedded_cluster(config):
         raise AssertionError("it started")
+
+
+def test_every_worker_has_its_prefix_or_none_has() -> None:
+    config = ClusterConfig(model=TINY, num_workers=2, worker_prefixes=(("nice",),))
+    with pytest.raises(ConfigError, match=r"1 prefixes \(--start-with\) were given for 2 workers"):
+        open_model(config, unwatched)
