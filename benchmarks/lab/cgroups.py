@@ -1,0 +1,63 @@
+"""CPU shares through control groups, version 1 or 2, whichever is mounted with the cpu controller."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from benchmarks.lab.shapes import LabError
+
+PERIOD_US = 10_000  # short beside a decode step, so that a slow machine is slow and does not stutter
+REMOVAL_S = 2.0
+
+
+def find_controller() -> Path | None:
+    """Where groups with a CPU quota can be made; None where no cpu controller is mounted."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, folder, kind, options, *_ = line.split()
+        if kind == "cgroup" and "cpu" in options.split(","):
+            return Path(folder)
+        controllers = Path(folder, "cgroup.controllers")
+        if kind == "cgroup2" and "cpu" in controllers.read_text().split():
+            return Path(folder)
+    return None
+
+
+def make_group(name: str, cpu_share: float) -> Path:
+    """A group whose processes together get `cpu_share` cores' worth of time. Raises LabError."""
+    root = find_controller()
+    if root is None:
+        raise LabError("a CPU share needs the cpu controller of cgroup v1 or v2, and neither is mounted")
+    group, quota_us = root / name, round(cpu_share * PERIOD_US)
+    try:
+        group.mkdir()
+        if (group / "cpu.cfs_quota_us").exists():
+            (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+            (group / "cpu.cfs_quota_us").write_text(str(quota_us))
+        else:
+            (root / "cgroup.subtree_control").write_text("+cpu")
+            (group / "cpu.max").write_text(f"{quota_us} {PERIOD_US}")
+    except OSError as error:
+        raise LabError(f"cannot set a CPU share of {cpu_share} in {group}: {error}") from error
+    return group
+
+
+def members(group: Path) -> list[int]:
+    try:
+        return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+    except OSError:  # it has just been removed by someone else
+        return []
+
+
+def remove_group(group: Path) -> None:
+    """Remove a group whose processes have been killed; they leave it a moment after."""
+    deadline_s = time.monotonic() + REMOVAL_S
+    while group.exists():
+        try:
+            group.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.005)
