@@ -13,12 +13,14 @@ TESTS ?= tests
 CLIENTS := clients/.venv
 CLIENTS_STAMP := $(CLIENTS)/.installed
 
-.PHONY: help install serve test test-full clients check fmt clean
+.PHONY: help install serve test test-full bench bench-peers clients check fmt clean
 
 help:
 	@echo "make serve    install, then serve SmolLM2-135M-Instruct over three workers on 127.0.0.1:$(PORT)"
 	@echo "make test     install, then run every test   (TESTS=tests/unit for a part)"
 	@echo "make test-full  the same with the exactness tests at full size, half an hour"
+	@echo "make bench    our own speed beside the physical bound, on this machine and an emulated network (root), 10 minutes"
+	@echo "make bench-peers  the same beside llama.cpp with RPC, which it builds outside the tree, half an hour"
 	@echo "make clients  lm-eval and guidellm against a server, some minutes   (installs 2 GB into $(CLIENTS))"
 	@echo "make check    ruff, mypy strict, import contracts"
 	@echo "make fmt      format and fix what ruff can"
@@ -52,6 +54,13 @@ $(CLIENTS_STAMP): clients/requirements.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r clients/requirements.txt
 	@touch $@
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.bench --quick --results benchmarks/results
+
+bench-peers: $(STAMP)
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.bench --quick --peers --results benchmarks/results
 
 clients: $(STAMP) $(CLIENTS_STAMP)
 	$(BIN)/python -m clients.check_lm_eval
