@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from butterfly.specs import ComputeDType, PrefixReuse, Spec
+from typing import Literal
+
+from butterfly.specs import ComputeDType, PrefixReuse, Spec, WeightFormat
 
 
 class ClusterConfig(Spec, frozen=True):
@@ -12,6 +14,7 @@ class ClusterConfig(Spec, frozen=True):
     num_workers: int = 1
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     dtype: ComputeDType = "bfloat16"
+    weights: WeightFormat | Literal["auto"] = "auto"  # auto: int8 where this CPU is fast at it and they fit
     num_threads: int = 0  # per worker; 0: the cores shared evenly
     memory_bytes: int = 0  # per worker; 0: the free memory shared evenly
     context: int = 0  # tokens of one request; 0: the model's, at most DEFAULT_CONTEXT

@@ -19,9 +19,10 @@ from butterfly.specs import (
     StageTiming,
     StepPlan,
     TensorEntry,
+    WeightFormat,
 )
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 class PeerAddress(Spec, frozen=True):
@@ -110,6 +111,7 @@ class Load(_Message, frozen=True):
     stage: StagePlan
     tensors: tuple[TensorEntry, ...]  # exactly this stage's
     dtype: ComputeDType
+    weights: WeightFormat
     previous: PeerAddress  # who sends steps: the stage before, or the coordinator
     next: PeerAddress  # who gets hidden states, or the coordinator for results
     max_context: int

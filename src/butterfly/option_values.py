@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import get_args
+from typing import Literal, get_args
 
 from butterfly.errors import ConfigError
-from butterfly.specs import ComputeDType
+from butterfly.specs import ComputeDType, WeightFormat
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -27,6 +27,14 @@ def parse_dtype(text: str) -> ComputeDType:
         if text == dtype:
             return dtype  # type: ignore[no-any-return]
     raise ConfigError(f"unknown dtype {text!r}: use auto, {', '.join(get_args(ComputeDType))}")
+
+
+def parse_weights(text: str) -> WeightFormat | Literal["auto"]:
+    """Raises ConfigError for anything but auto and the formats of weights."""
+    for weights in ("auto", *get_args(WeightFormat)):
+        if text == weights:
+            return weights  # type: ignore[no-any-return]
+    raise ConfigError(f"unknown weights {text!r}: use auto, {' or '.join(get_args(WeightFormat))}")
 
 
 def check_device(text: str) -> str:

@@ -23,6 +23,7 @@ Storage = Literal[
 
 Activation = Literal["silu", "gelu_tanh"]
 ComputeDType = Literal["bfloat16", "float32", "float16"]
+WeightFormat = Literal["int4", "int8"]  # of quantised matrices in memory, on CPUs in bfloat16
 
 
 class RopeSpec(Spec, frozen=True):

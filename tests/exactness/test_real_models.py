@@ -12,6 +12,7 @@ import pytest
 
 from butterfly.models import Model, open_model
 from butterfly.specs import Request, SamplingSpec
+from butterfly.worker.resources import has_int8_instructions
 from tests.support.pipelines import LocalPipeline, even_boundaries, scheduler_config
 
 PROMPTS = (
@@ -109,3 +110,14 @@ def test_seeds_and_prompts_matter(requests: list[Request], reference: dict[str, 
     """The comparisons above would pass on constant output; this one would not."""
     assert all(len(tokens) == requests[0].max_tokens for tokens in reference.values())
     assert len(set(reference.values())) > 0.9 * len(reference)
+
+
+@pytest.mark.skipif(not has_int8_instructions(), reason="this CPU has no VNNI instructions")
+def test_int8_weights_keep_the_rule(model: Model, requests: list[Request]) -> None:
+    """A few requests are enough here: that integers add up to the same in any company is arithmetic."""
+    if model.reference != "smollm2":
+        pytest.skip("one model is enough")
+    few = requests[:8]
+    together = LocalPipeline(model, weights="int8").generate(few)
+    split = LocalPipeline(model, even_boundaries(model.spec.num_layers, 3), weights="int8")
+    assert split.generate(few, scheduler_config(model, max_num_batched_tokens=7, num_sequences=3)) == together

@@ -97,6 +97,7 @@ def one_stage(num_layers: int = 6) -> ArithmeticStage:
             stage=stage,
             tensors=(),
             dtype="float32",
+            weights="int4",
             previous=nobody,
             next=nobody,
             max_context=4096,

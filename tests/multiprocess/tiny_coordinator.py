@@ -82,6 +82,7 @@ class TinyCoordinator:
                 stage=stage,
                 tensors=(),
                 dtype="float32",
+                weights="int4",
                 previous=ring[number],
                 next=ring[number + 2],
                 max_context=4096,

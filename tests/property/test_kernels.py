@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from butterfly.engine.attention import attend
+from butterfly.engine.decode_attention import DecodeGroup
 from butterfly.engine.decoder import ACTIVATIONS, RMSNorm
+from butterfly.engine.int8_linear import Int8Linear, split_bytes
 from butterfly.engine.kv_cache import KVCache, Slab
 from butterfly.engine.linear import DenseLinear, Linear, PackedLinear
 from butterfly.engine.quantization import unpack
 from butterfly.engine.rope import Rope
 from butterfly.specs import RopeSpec
+from butterfly.worker.resources import has_int8_instructions
 
 MOST_ROWS = 160
 # (out, in): SmolLM2, Gemma-3-270M, and wider matrices, where libraries start to choose other kernels for one row
@@ -31,7 +34,8 @@ SHAPES = [
     (2048, 5632),
 ]
 HEADS = [(9, 3, 64), (4, 1, 256), (32, 4, 64), (4, 4, 32)]
-LINEARS = ["dense", "packed4", "packed8", "packed8 head"]
+needs_vnni = pytest.mark.skipif(not has_int8_instructions(), reason="this CPU has no VNNI instructions")
+LINEARS = ["dense", "packed4", "packed8", "packed8 head", pytest.param("int8", marks=needs_vnni)]
 QUICK = settings(max_examples=15, deadline=None)
 
 
@@ -46,6 +50,11 @@ def case(kind: str, shape: tuple[int, int]) -> tuple[Linear, torch.Tensor, torch
     linear: Linear
     if kind == "dense":
         linear = DenseLinear(randn(num_rows, in_features), randn(num_rows))
+    elif kind == "int8":
+        integers = Int8Linear(num_rows, in_features)
+        integers.fill(0, randn(num_rows, in_features).float())
+        integers.finish(randn(num_rows).float())
+        linear = integers
     else:
         storage, block = ("Q4_0", 18) if kind == "packed4" else ("Q8_0", 34)
         stored = torch.randint(0, 256, (num_rows, in_features // 32, block), generator=torch.Generator().manual_seed(1))
@@ -96,6 +105,29 @@ def test_attention_does_not_depend_on_the_chunking(
     known.write(0, 0, *tokens_of(slab, start + num_tokens))
     rows = slice(start, start + num_tokens)
     assert torch.equal(attend(q_THD[rows], known.keys[0], known.values[0], start, window), expected[rows])
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("window", [None, 100])
+@QUICK
+@given(data=st.data())
+def test_attention_of_a_group_is_that_of_each_alone(
+    heads: tuple[int, int, int], window: int | None, data: st.DataObject
+) -> None:
+    """Whatever the company, the order, and the number of columns that the longest one asks for."""
+    _, num_kv_heads, head_dim = heads
+    slab, q_THD, expected = attention_case(heads, window, 700)
+    num_columns = data.draw(st.sampled_from([64, 128, 256, 512]))
+    positions = data.draw(st.lists(st.integers(0, num_columns - 1), min_size=1, max_size=7))
+    slabs = [slab_of(num_kv_heads, head_dim, position + 1, 1024) for position in positions]
+    for one, position in zip(slabs, positions, strict=True):
+        one.write(0, 0, *tokens_of(slab, position))  # all but the newest, which the group writes
+    keys, values = tokens_of(slab, num_columns)
+    group = DecodeGroup(range(len(positions)), slabs, num_columns, {window})
+    mixed = group.attend(0, q_THD[positions], keys[positions], values[positions], window)
+    assert torch.equal(mixed, expected[positions])
+    for one, position in zip(slabs, positions, strict=True):
+        assert all(map(torch.equal, tokens_of(one, position + 1), tokens_of(slab, position + 1)))
 
 
 @pytest.mark.parametrize("heads", [(4, 1, 256), (9, 3, 64), (8, 8, 64), (32, 8, 128)], ids=str)
@@ -171,6 +203,11 @@ def test_row_wise_operations_do_not_depend_on_their_company(width: int, num_rows
     )
     for activation in ACTIVATIONS.values():
         assert torch.equal(activation(x[rows]), activation(x)[rows])
+        gate, part = x.float().chunk(2, dim=-1)[0], x[rows].float().chunk(2, dim=-1)[0]
+        assert torch.equal(activation(part), activation(gate)[rows])
+    (high_low, scale), (part_high_low, part_scale) = split_bytes(x), split_bytes(x[rows])
+    assert torch.equal(part_high_low, high_low.view(2, MOST_ROWS, -1)[:, rows].flatten(0, 1))
+    assert torch.equal(part_scale, scale[rows])
 
 
 @pytest.mark.parametrize("kind", LINEARS)
@@ -200,3 +237,23 @@ def test_attention_does_not_depend_on_the_number_of_threads(heads: tuple[int, in
                 assert torch.equal(actual, expected[start:end])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("width", [576, 5632])
+def test_two_bytes_hold_an_activation_with_outliers(width: int) -> None:
+    """A channel a thousand times larger than the others leaves them a precision like that of bfloat16."""
+    x = randn(40, width, seed=8).float()
+    x[:, 3] = 1000.0
+    x[7] = 0.0
+    both, scale = split_bytes(x)
+    high, low = both.view(2, 40, width).int()
+    assert ((high * 256 + low - 32896) * scale - x).abs().max() <= 0.51 * 1000 / 32512
+
+
+@needs_vnni
+def test_int8_is_the_product_of_what_was_given() -> None:
+    linear, x, actual = case("int8", (576, 1536))
+    weight, bias = randn(576, 1536).double(), randn(576).double()
+    expected = x.double() @ weight.T + bias
+    assert (actual - expected).norm() < 0.012 * (expected - bias).norm()  # a weight is rounded to 1/254 of its row
+    assert linear.num_bytes == 576 * 1536 + 576 * (4 + 8 + 4)

@@ -17,16 +17,23 @@ from butterfly.specs import (
     StagePlan,
     StepPlan,
     StepResult,
+    WeightFormat,
 )
 
 
 class LocalPipeline:
     """The stages of a model split before the given layers, handing hidden states to each other."""
 
-    def __init__(self, model: Model, boundaries: Sequence[int] = (), dtype: ComputeDType = "bfloat16") -> None:
+    def __init__(
+        self,
+        model: Model,
+        boundaries: Sequence[int] = (),
+        dtype: ComputeDType = "bfloat16",
+        weights: WeightFormat = "int4",
+    ) -> None:
         edges = [0, *boundaries, model.spec.num_layers]
         self.model = model
-        self.stages = [load_stage(model, start, end, dtype) for start, end in pairwise(edges)]
+        self.stages = [load_stage(model, start, end, dtype, weights) for start, end in pairwise(edges)]
 
     def run(self, step: StepPlan) -> Answer:
         hidden: torch.Tensor | None = None
@@ -85,7 +92,9 @@ class LocalPipeline:
         return {request_id: tuple(ids) for request_id, ids in tokens.items()}
 
 
-def load_stage(model: Model, start: int, end: int, dtype: ComputeDType = "bfloat16") -> Stage:
+def load_stage(
+    model: Model, start: int, end: int, dtype: ComputeDType = "bfloat16", weights: WeightFormat = "int4"
+) -> Stage:
     """Layers [start, end), with embedding and head when they are the first and the last."""
     embedding, head = start == 0, end == model.spec.num_layers
     plan = StagePlan(
@@ -99,7 +108,7 @@ def load_stage(model: Model, start: int, end: int, dtype: ComputeDType = "bfloat
         predicted_compute_s=0.0,
     )
     tensors = stage_tensors(model, start, end, embedding=embedding, head=head)
-    return Stage(model.spec, plan, tensors, device=torch.device("cpu"), dtype=dtype)
+    return Stage(model.spec, plan, tensors, device=torch.device("cpu"), dtype=dtype, weights=weights)
 
 
 def even_boundaries(num_layers: int, num_stages: int) -> list[int]:

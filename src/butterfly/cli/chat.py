@@ -24,6 +24,7 @@ from butterfly.cli.options import (
     Temperature,
     Threads,
     TopP,
+    Weights,
     Workers,
     cluster_config,
 )
@@ -43,6 +44,7 @@ def chat(
     seed: Seed = None,
     device: Device = "auto",
     dtype: DType = "auto",
+    weights: Weights = "auto",
     threads: Threads = 0,
     memory: Memory = "",
     context: Context = 0,
@@ -50,7 +52,7 @@ def chat(
 ) -> None:
     """Talk to MODEL. Ctrl-C stops an answer; /new starts over; /exit or Ctrl-D leaves."""
     set_up_logging(log_level)
-    config = cluster_config(model, workers, device, dtype, threads, memory, context)
+    config = cluster_config(model, workers, device, dtype, weights, threads, memory, context)
     config = msgspec.structs.replace(config, max_num_sequences=1)
     with embedded_cluster(config, loading_progress) as cluster:
         if cluster.model.chat_template is None:

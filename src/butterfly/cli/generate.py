@@ -24,6 +24,7 @@ from butterfly.cli.options import (
     Threads,
     TopK,
     TopP,
+    Weights,
     Workers,
     cluster_config,
 )
@@ -46,6 +47,7 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Print TTFT, TPOT and the time of each stage.")] = False,
     device: Device = "auto",
     dtype: DType = "auto",
+    weights: Weights = "auto",
     threads: Threads = 0,
     memory: Memory = "",
     context: Context = 0,
@@ -54,7 +56,7 @@ def generate(
 ) -> None:
     """Answer one PROMPT on the terminal. Models without a chat template continue the text."""
     set_up_logging(log_level)
-    config = cluster_config(model, workers, device, dtype, threads, memory, context)
+    config = cluster_config(model, workers, device, dtype, weights, threads, memory, context)
     config = msgspec.structs.replace(config, num_slots=slots, max_num_sequences=1)
     with embedded_cluster(config, loading_progress) as cluster:
         token_ids = prompt_tokens(cluster, prompt, system, raw)

@@ -10,7 +10,7 @@ import typer
 
 from butterfly.config import ClusterConfig
 from butterfly.errors import ConfigError
-from butterfly.option_values import check_device, parse_bytes, parse_dtype
+from butterfly.option_values import check_device, parse_bytes, parse_dtype, parse_weights
 from butterfly.specs import PrefixReuse
 
 ModelArgument = Annotated[
@@ -23,6 +23,13 @@ ModelArgument = Annotated[
 Workers = Annotated[int, typer.Option("--workers", "-w", min=1, help="Local worker processes, one stage each.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DType = Annotated[str, typer.Option("--dtype", help="auto (bfloat16), bfloat16, float16 or float32.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="What quantised matrices are held as: int4 (as stored: less memory, less rounding), int8 (faster for "
+        "prompts and many streams), or auto: int8 where the CPU, the model's size and the memory suit it."
+    ),
+]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads per worker; 0 shares the cores evenly.")]
 Memory = Annotated[str, typer.Option(help="Memory per worker, such as 300M or 4G; empty shares the free memory.")]
 Context = Annotated[int, typer.Option(min=0, help="Tokens of one request at most; 0 is the model's, up to 4096.")]
@@ -97,7 +104,7 @@ def split_prefixes(start_with: list[str] | None) -> tuple[tuple[str, ...], ...]:
 
 
 def cluster_config(
-    model: str, workers: int, device: str, dtype: str, threads: int, memory: str, context: int
+    model: str, workers: int, device: str, dtype: str, weights: str, threads: int, memory: str, context: int
 ) -> ClusterConfig:
     """The options that every command with a model has, checked."""
     return ClusterConfig(
@@ -105,6 +112,7 @@ def cluster_config(
         num_workers=workers,
         device=check_device(device),
         dtype=parse_dtype(dtype),
+        weights=parse_weights(weights),
         num_threads=threads,
         memory_bytes=parse_bytes(memory) if memory else 0,
         context=context,

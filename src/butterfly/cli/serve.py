@@ -39,13 +39,14 @@ from butterfly.cli.options import (
     StepTimeout,
     TargetTTFT,
     Threads,
+    Weights,
     Workers,
     cluster_config,
     split_prefixes,
 )
 from butterfly.embedded import EmbeddedCluster, embedded_cluster
 from butterfly.errors import ConfigError, LaunchError
-from butterfly.specs import ClusterStatus, ComputeDType
+from butterfly.specs import ClusterStatus, ComputeDType, WeightFormat
 
 _GRACE_S = 2  # for last words to clients when the server is told to stop
 
@@ -58,6 +59,7 @@ def serve(
     served_name: Annotated[str, typer.Option("--served-model-name", help="The model's id in the API.")] = "",
     device: Device = "auto",
     dtype: DType = "auto",
+    weights: Weights = "auto",
     threads: Threads = 0,
     memory: Memory = "",
     context: Context = 0,
@@ -84,7 +86,7 @@ def serve(
     set_up_logging(log_level)
     keys = load_keys(api_key or (), api_key_file, os.environ)
     tls = tls_files(ssl_certfile, ssl_keyfile)
-    config = cluster_config(model, workers, device, dtype, threads, memory, context)
+    config = cluster_config(model, workers, device, dtype, weights, threads, memory, context)
     config = msgspec.structs.replace(
         config,
         max_num_sequences=max_sequences,
@@ -107,7 +109,7 @@ def serve(
             app = create_app(cluster.client, served, metrics=cluster.metrics, keys=keys, default_timeout_s=timeout_s)
             with ApiServer(app, bound, grace_s=_GRACE_S, tls=tls) as server, ended_requests(cluster):
                 status = cluster.wait_until_ready()
-                announce(status, served, server.url, wants_key=keys is not None)
+                announce(status, served, server.url, wants_key=keys is not None, weights=cluster.weights)
                 warn_of_company(config.dtype, status)
                 warn_of_eavesdroppers(bound, tls)
                 wait_for_the_end(cluster, server)
@@ -154,13 +156,15 @@ def token_text(tokenizer: Tokenizer, token_id: int | None) -> str:
     return "" if token_id is None else tokenizer.decode([token_id], skip_special_tokens=False)
 
 
-def announce(status: ClusterStatus, served: ServedModel, url: str, *, wants_key: bool) -> None:
+def announce(
+    status: ClusterStatus, served: ServedModel, url: str, *, wants_key: bool, weights: WeightFormat = "int4"
+) -> None:
     """Say where each layer lives, and a line to try."""
     assert status.plan is not None
     console.print(plan_table(status.plan))
     console.print(
         f"predicted {status.plan.predicted_tpot_s * 1e3:.1f} ms per token "
-        f"(bound {status.plan.bound_tpot_s * 1e3:.1f} ms; {status.plan.binding})"
+        f"(bound {status.plan.bound_tpot_s * 1e3:.1f} ms; {status.plan.binding}); quantised weights in {weights}"
     )
     console.print(f"\nServing {served.id} at {url}/v1   (Ctrl-C stops)\nTry:", markup=False)
     route, what = ("completions", '"prompt": "Once upon a time"')

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from butterfly.specs import ComputeDType, ModelFootprint, ModelSpec, PrefixReuse, Spec, TensorEntry, WorkloadSpec
+from butterfly.specs import (
+    ComputeDType,
+    ModelFootprint,
+    ModelSpec,
+    PrefixReuse,
+    Spec,
+    TensorEntry,
+    WeightFormat,
+    WorkloadSpec,
+)
 
 
 class PipelineModel(Protocol):
@@ -28,6 +37,7 @@ class CoordinatorConfig(Spec, frozen=True):
 
     workload: WorkloadSpec
     dtype: ComputeDType = "bfloat16"
+    weights: WeightFormat = "int4"
     num_slots: int = 0  # steps in flight; 0: one per stage and one spare; 1: the plain loop
     max_num_batched_tokens: int = 512
     max_waiting_tokens: int = 1 << 20

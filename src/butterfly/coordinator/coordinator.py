@@ -266,7 +266,7 @@ class Coordinator:
         self._gate.raise_to(epoch)
         self._metrics.epoch_changed(epoch)
         try:
-            self._pipeline.load(plan, epoch, self._model, self._config.dtype)
+            self._pipeline.load(plan, epoch, self._model, self._config)
         except CommunicationError as error:
             self._worker_failed(error.peer, str(error))
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 
 from butterfly.communication import Outbox, Transport
-from butterfly.coordinator.config import PipelineModel
+from butterfly.coordinator.config import CoordinatorConfig, PipelineModel
 from butterfly.errors import CommunicationError, ProtocolError
 from butterfly.messages import PROTOCOL_VERSION, Join, Load, Message, PeerAddress, Step
-from butterfly.specs import ComputeDType, Plan, StagePlan, StepPlan
+from butterfly.specs import Plan, StagePlan, StepPlan
 
 _log = logging.getLogger(__name__)
 
@@ -43,15 +43,15 @@ class Pipeline:
         self._outboxes[sender] = self._transport.connect(join.inbox)
         return True
 
-    def load(self, plan: Plan, epoch: int, model: PipelineModel, dtype: ComputeDType) -> None:
+    def load(self, plan: Plan, epoch: int, model: PipelineModel, config: CoordinatorConfig) -> None:
         """Tell every worker of the plan which stage it is. Raises CommunicationError naming the worker."""
         self._first_stage = plan.stages[0].worker
         for index, stage in enumerate(plan.stages):
-            message = self._load_message(plan.stages, index, epoch, model, dtype)
+            message = self._load_message(plan.stages, index, epoch, model, config)
             self.send(stage.worker, message)
 
     def _load_message(
-        self, stages: Sequence[StagePlan], index: int, epoch: int, model: PipelineModel, dtype: ComputeDType
+        self, stages: Sequence[StagePlan], index: int, epoch: int, model: PipelineModel, config: CoordinatorConfig
     ) -> Load:
         stage = stages[index]
         is_last = index == len(stages) - 1
@@ -61,7 +61,8 @@ class Pipeline:
             model=model.spec,
             stage=stage,
             tensors=tuple(tensors),
-            dtype=dtype,
+            dtype=config.dtype,
+            weights=config.weights,
             previous=self._inboxes[stages[index - 1].worker] if index else self._address,
             next=self._address if is_last else self._inboxes[stages[index + 1].worker],
             max_context=model.spec.max_context,

@@ -6,18 +6,29 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from math import prod
 
 from butterfly import models
 from butterfly.config import DEFAULT_CONTEXT, ClusterConfig
 from butterfly.coordinator import CoordinatorConfig
 from butterfly.embedded.watching import Watching
-from butterfly.errors import ConfigError
+from butterfly.errors import ConfigError, InfeasiblePlanError
 from butterfly.partitioning import plan as make_plan
-from butterfly.specs import ClusterSpec, ModelFootprint, ModelSpec, NodeSpec, TensorEntry, WorkloadSpec
-from butterfly.worker.resources import available_memory_bytes
+from butterfly.specs import (
+    ClusterSpec,
+    ModelFootprint,
+    ModelSpec,
+    NodeSpec,
+    TensorEntry,
+    WeightFormat,
+    WorkloadSpec,
+)
+from butterfly.worker.resources import available_memory_bytes, has_int8_instructions
 
 _MEMORY_SHARE = 0.9  # of the free memory; the rest is for the system and this process
 _PROCESS_BYTES = 300 << 20  # interpreter and PyTorch of one worker, as measured
+_LARGE_MATRIX = 4 << 20  # weights of one, from which on int8 costs one row about what int4 does
 _ANY_BANDWIDTH = 1e10  # bytes per second
 _LOG_LEVELS = ((logging.DEBUG, "debug"), (logging.INFO, "info"), (logging.WARNING, "warning"))
 
@@ -57,6 +68,26 @@ def check_it_fits(model: models.Model, names: Sequence[str], memory_bytes: int, 
     make_plan(model.footprint, ClusterSpec(nodes=nodes), workload)
 
 
+def choose_weights(config: ClusterConfig, model: models.Model, names: Sequence[str], memory_bytes: int) -> WeightFormat:
+    """What quantised matrices are held as when nobody said so: int8 where that is faster, and where there is room.
+
+    It is one answer for the whole cluster: another one gives other logits. Small matrices stay int4, since an int8
+    product costs more per call. Raises InfeasiblePlanError when not even int4 fits.
+    """
+    workload = coordinator_config(config, model, "int4").workload
+    candidates: list[WeightFormat] = ["int4"] if config.weights == "auto" else [config.weights]
+    gate = model.tensors.get("layers.0.gate")
+    is_large = gate is not None and prod(gate.shape) >= _LARGE_MATRIX
+    if config.weights == "auto" and config.dtype == "bfloat16" and is_large and has_int8_instructions():
+        candidates.insert(0, "int8")
+    for weights in candidates[:-1]:
+        with suppress(InfeasiblePlanError):
+            check_it_fits(models.with_weights(model, config.dtype, weights), names, memory_bytes, workload)
+            return weights
+    check_it_fits(models.with_weights(model, config.dtype, candidates[-1]), names, memory_bytes, workload)
+    return candidates[-1]
+
+
 def worker_command(config: ClusterConfig, memory_bytes: int) -> Sequence[str]:
     """How a local worker is started: its share of the cores and of the memory are explicit."""
     num_threads = config.num_threads or max(1, len(os.sched_getaffinity(0)) // config.num_workers)
@@ -73,13 +104,14 @@ def log_level_name(level: int) -> str:
     return next((name for known, name in _LOG_LEVELS if level <= known), "error")
 
 
-def coordinator_config(config: ClusterConfig, model: models.Model) -> CoordinatorConfig:
+def coordinator_config(config: ClusterConfig, model: models.Model, weights: WeightFormat) -> CoordinatorConfig:
     workload = WorkloadSpec(
         concurrency=config.max_num_sequences, context=model.spec.max_context, kv_tokens=config.kv_tokens
     )
     return CoordinatorConfig(
         workload=workload,
         dtype=config.dtype,
+        weights=weights,
         num_slots=config.num_slots,
         max_num_batched_tokens=config.max_num_batched_tokens,
         prefix_reuse=config.prefix_reuse,

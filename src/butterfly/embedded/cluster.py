@@ -17,7 +17,7 @@ from butterfly.config import ClusterConfig
 from butterfly.coordinator import Coordinator, CoordinatorClient
 from butterfly.embedded.building import (
     PipelineModel,
-    check_it_fits,
+    choose_weights,
     coordinator_config,
     free_memory_share,
     open_model,
@@ -28,7 +28,7 @@ from butterfly.errors import LaunchError
 from butterfly.grammars import GrammarCompiler
 from butterfly.messages import Invitation, PeerAddress
 from butterfly.monitoring import Metrics, StepStatistics
-from butterfly.specs import ClusterStatus
+from butterfly.specs import ClusterStatus, WeightFormat
 
 _LOOK_S = 0.05  # between two looks at a cluster that comes up
 
@@ -43,6 +43,7 @@ class EmbeddedCluster:
     metrics: Metrics
     statistics: StepStatistics
     watching: Watching
+    weights: WeightFormat
 
     def wait_until_ready(self) -> ClusterStatus:
         """Wait until every stage is loaded, watched. Raises LaunchError with the reason when that fails."""
@@ -69,8 +70,9 @@ def embedded_cluster(config: ClusterConfig, watching: Watching = unwatched) -> I
     memory_bytes = config.memory_bytes or free_memory_share(config.num_workers)
     names = [f"worker-{index}" for index in range(config.num_workers)]
     prefixes = dict(zip(names, config.worker_prefixes, strict=False))
-    settings = coordinator_config(config, model)
-    check_it_fits(model, names, memory_bytes, settings.workload)
+    weights = choose_weights(config, model, names, memory_bytes)
+    model = models.with_weights(model, config.dtype, weights)
+    settings = coordinator_config(config, model, weights)
     with ExitStack() as stack:
         ending = _QuietEnding()
         stack.callback(ending.over)
@@ -97,7 +99,7 @@ def embedded_cluster(config: ClusterConfig, watching: Watching = unwatched) -> I
         stack.callback(client.stop, "the server stopped")
         client.start()
         stack.callback(ending.begins)
-        yield EmbeddedCluster(model, client, grammars, metrics, coordinator.statistics, watching)
+        yield EmbeddedCluster(model, client, grammars, metrics, coordinator.statistics, watching, weights)
 
 
 def start_worker(name: str, coordinator: PeerAddress, transport: Transport, launcher: Launcher) -> None:

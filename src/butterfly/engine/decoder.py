@@ -13,10 +13,13 @@ import torch
 from torch.nn import functional as F
 
 from butterfly.engine.attention import attend
+from butterfly.engine.decode_attention import DecodeGroup
 from butterfly.engine.kv_cache import Slab
 from butterfly.engine.linear import LinearLoader
 from butterfly.engine.rope import Rope
 from butterfly.specs import Activation, ModelSpec, TensorEntry
+
+_MLP_ROWS = 128  # 64 to 256 are about as fast
 
 ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
@@ -36,20 +39,24 @@ class SequenceRows(NamedTuple):
 class Batch(NamedTuple):
     """What all layers of a stage share in one step."""
 
-    sequences: Sequence[SequenceRows]
+    sequences: Sequence[SequenceRows]  # those that are looked at one by one
+    groups: Sequence[DecodeGroup]  # and those that are not
     angles: Sequence[tuple[torch.Tensor, torch.Tensor]]  # cos and sin for each of ModelSpec.ropes
 
 
 class RMSNorm:
-    """x / rms(x) * weight, computed in float32, returned in x's dtype (Zhang and Sennrich, 2019)."""
+    """x / rms(x) * weight, computed and returned in float32 (Zhang and Sennrich, 2019)."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         self._weight, self._eps = weight, eps
-        self._shape = tuple(weight.shape)
+        self._mean = 1 / len(weight)
         self.num_bytes = weight.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x.float(), self._shape, self._weight, self._eps).to(x.dtype)
+        x = x.float()
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse: torch.Tensor = norm.mul_(norm).mul_(self._mean).add_(self._eps).rsqrt_()
+        return x * inverse * self._weight
 
 
 class DecoderLayer:
@@ -92,32 +99,54 @@ class DecoderLayer:
         return sum(part.num_bytes for part in parts if part is not None)
 
     def __call__(self, x: torch.Tensor, batch: Batch, slot: int) -> torch.Tensor:
-        """Return hidden states [M, hidden]; `slot` is this layer's place in the stage's slabs."""
-        attended = self._attention(self._attn_norm(x), batch, slot)
-        x = x + (self._post_attn_norm(attended) if self._post_attn_norm else attended)
-        expanded = self._mlp(self._ffn_norm(x))
-        return x + (self._post_ffn_norm(expanded) if self._post_ffn_norm else expanded)
+        """Return hidden states [M, hidden]; `slot` is this layer's place in the stage's slabs.
 
-    def _mlp(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self._gate_up(x).chunk(2, dim=-1)
-        return self._down(self._activation(gate) * up)
+        The residual stream is float32 within the layer and x's dtype between layers, wherever a stage ends.
+        """
+        residual = x.float()
+        attended = self._attention(self._attn_norm(residual), batch, slot, x.dtype)
+        residual = residual + (self._post_attn_norm(attended) if self._post_attn_norm else attended)
+        expanded = self._mlp(residual)
+        return (residual + (self._post_ffn_norm(expanded) if self._post_ffn_norm else expanded)).to(x.dtype)
 
-    def _attention(self, x: torch.Tensor, batch: Batch, slot: int) -> torch.Tensor:
-        q_MHD, k_MKD, v_MKD = self._project(x, batch)
-        mixed = []
+    def _mlp(self, residual: torch.Tensor) -> torch.Tensor:
+        """Norm and MLP, some rows at a time: what is between the products stays in the processor's cache."""
+        tiles = []
+        for rows in torch.split(residual, _MLP_ROWS):
+            gate, up = self._gate_up(self._ffn_norm(rows)).chunk(2, dim=-1)
+            tiles.append(self._down(self._activation(gate) * up))
+        return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+
+    def _attention(self, x: torch.Tensor, batch: Batch, slot: int, dtype: torch.dtype) -> torch.Tensor:
+        q_MHD, k_MKD, v_MKD = self._project(x, batch, dtype)
+        return self._output(self._mix(q_MHD, k_MKD, v_MKD, batch, slot))
+
+    def _mix(
+        self, q_MHD: torch.Tensor, k_MKD: torch.Tensor, v_MKD: torch.Tensor, batch: Batch, slot: int
+    ) -> torch.Tensor:
+        """Write keys and values to the slabs, and return the values that each row attends to, [M, H * D]."""
+        window = self._layer.window
+        if not batch.sequences and batch.groups[0].is_whole_batch_of == len(q_MHD):
+            return batch.groups[0].attend(slot, q_MHD, k_MKD, v_MKD, window)
+        mixed = q_MHD.new_empty(len(q_MHD), q_MHD[0].numel())
+        for group in batch.groups:
+            mixed[group.rows] = group.attend(slot, q_MHD[group.rows], k_MKD[group.rows], v_MKD[group.rows], window)
         for first, num_tokens, start, slab in batch.sequences:
             rows = slice(first, first + num_tokens)
             slab.write(slot, start, k_MKD[rows], v_MKD[rows])
-            mixed.append(attend(q_MHD[rows], slab.keys[slot], slab.values[slot], start, self._layer.window))
-        return self._output(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+            mixed[rows] = attend(q_MHD[rows], slab.keys[slot], slab.values[slot], start, window)
+        return mixed
 
-    def _project(self, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries (rotated, scaled), keys (rotated) and values of all rows."""
+    def _project(
+        self, x: torch.Tensor, batch: Batch, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (rotated, scaled), keys (rotated) and values of all rows, in the dtype of the cache."""
         model = self._model
         qkv = self._qkv(x).reshape(len(x), model.num_heads + 2 * model.num_kv_heads, model.head_dim)
-        q_MHD, k_MKD, v_MKD = torch.split(qkv, [model.num_heads, model.num_kv_heads, model.num_kv_heads], dim=1)
+        qk, v_MKD = torch.split(qkv, [model.num_heads + model.num_kv_heads, model.num_kv_heads], dim=1)
         if self._q_norm and self._k_norm:
-            q_MHD, k_MKD = self._q_norm(q_MHD), self._k_norm(k_MKD)
-        cos, sin = batch.angles[self._layer.rope]
-        q_MHD = (self._rope.rotate(q_MHD, cos, sin) * model.attention_scale).to(x.dtype)
-        return q_MHD, self._rope.rotate(k_MKD, cos, sin).to(x.dtype), v_MKD
+            q_MHD, k_MKD = torch.split(qk, [model.num_heads, model.num_kv_heads], dim=1)
+            qk = torch.cat([self._q_norm(q_MHD), self._k_norm(k_MKD)], dim=1)
+        rotated = self._rope.rotate(qk, *batch.angles[self._layer.rope])
+        q_MHD, k_MKD = torch.split(rotated, [model.num_heads, model.num_kv_heads], dim=1)
+        return (q_MHD * model.attention_scale).to(dtype), k_MKD.to(dtype), v_MKD.to(dtype)

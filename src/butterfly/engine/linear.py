@@ -1,24 +1,29 @@
 """Matrix products with stored weights: y[M, N] = x[M, K] @ w[N, K]^T (+ bias[N]).
 
+A linear takes float32 rows, or rows in the compute dtype, and brings them to what its kernel wants.
+
 The CPU kernels used here give a row of x the same bits whatever the other rows are; a property test guards each
-(tests/property/test_kernels.py). Two things make that so: the packed 4-bit kernel sums each row by itself, and
-the bf16 GEMM is never called with one row, for which oneDNN may choose a kernel that sums in another order.
+(tests/property/test_kernels.py). Three things make that so: the packed 4-bit kernel sums each row by itself, 8-bit
+integers add up to the same in any order, and the bf16 GEMM is never called with one row, for which oneDNN may choose
+a kernel that sums in another order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from butterfly.engine.int8_linear import Int8Linear
 from butterfly.engine.quantization import EIGHT_BIT, FOUR_BIT, GROUP, Bytes, Grouped, dequantize, unpack
 from butterfly.engine.tensor_data import TensorFiles
 from butterfly.errors import ModelFormatError
-from butterfly.specs import TensorEntry
+from butterfly.specs import TensorEntry, WeightFormat
 
+_Form = Literal["dense", "int4", "two int4 halves", "int8"]
 _ROW_BLOCK = 64  # the packed kernel works on blocks of 64 output rows
 
 
@@ -39,6 +44,7 @@ class DenseLinear:
         self.num_bytes = weight_NK.nbytes + (bias_N.nbytes if bias_N is not None else 0)
 
     def __call__(self, x_MK: torch.Tensor) -> torch.Tensor:
+        x_MK = x_MK.to(self._weight.dtype)
         if self._pad_single_row and len(x_MK) == 1:
             return F.linear(x_MK.expand(2, -1).contiguous(), self._weight, self._bias)[:1]
         return F.linear(x_MK, self._weight, self._bias)
@@ -62,6 +68,7 @@ class PackedLinear:
         self.num_bytes = sum(t.nbytes for t in (*self._packed, *self._scales))
 
     def __call__(self, x_MK: torch.Tensor) -> torch.Tensor:
+        x_MK = x_MK.to(torch.bfloat16)
         multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
         y_MN: torch.Tensor = multiply(x_MK, self._packed[0], GROUP, self._scales[0])
         if len(self._packed) == 2:
@@ -114,10 +121,12 @@ class SplitLinear:
 
 
 class LinearLoader:
-    """Builds linears from stored tensors for one device and compute dtype."""
+    """Builds linears from stored tensors for one device and compute dtype; `weights`: of the quantised ones."""
 
-    def __init__(self, files: TensorFiles, device: torch.device, dtype: torch.dtype) -> None:
-        self._files, self._device, self._dtype = files, device, dtype
+    def __init__(
+        self, files: TensorFiles, device: torch.device, dtype: torch.dtype, weights: WeightFormat = "int4"
+    ) -> None:
+        self._files, self._device, self._dtype, self._weights = files, device, dtype, weights
 
     def load_head(self, entry: TensorEntry) -> Linear:
         """Return the vocabulary matrix as a linear whose output is as fine as costs nothing: at times float32.
@@ -125,7 +134,7 @@ class LinearLoader:
         Around 20 neighbouring bf16 numbers are 1/8 apart, and rounding decides near ties. Two rounded parts that are
         added in float32 leave one tie where there were ten. (The packed kernel has no fast path for float32 inputs.)
         """
-        if self._num_parts(entry) == 2:
+        if self._form(entry) == "two int4 halves":
             return self._packed([entry], None, torch.float32)
         return self.load([entry])
 
@@ -136,14 +145,18 @@ class LinearLoader:
         """
         if biases and len(biases) != len(entries):
             raise ModelFormatError(f"{entries[0].name}: {len(biases)} biases for {len(entries)} matrices")
-        forms = {self._num_parts(entry) for entry in entries}
-        fusable = len(forms) == 1 and all(entry.shape[0] % _ROW_BLOCK == 0 for entry in entries[:-1])
+        forms = {self._form(entry) for entry in entries}
+        blocked = all(entry.shape[0] % _ROW_BLOCK == 0 for entry in entries[:-1])
+        fusable = len(forms) == 1 and (blocked or "int8" in forms or "dense" in forms)
         if not fusable:
             split = [[entry] for entry in entries]
             paired = [[bias] for bias in biases] if biases else [[] for _ in entries]
             return SplitLinear([self.load(e, b) for e, b in zip(split, paired, strict=True)])
-        bias = torch.cat([self.vector(b).to(self._dtype) for b in biases]) if biases else None
-        if forms == {0}:
+        bias = torch.cat([self.vector(b) for b in biases]) if biases else None
+        if forms == {"int8"}:
+            return self._int8(entries, bias)
+        bias = None if bias is None else bias.to(self._dtype)
+        if forms == {"dense"}:
             return DenseLinear(self._dense(entries), bias)
         return self._packed(entries, bias)
 
@@ -153,11 +166,24 @@ class LinearLoader:
         self._files.forget(entry)
         return torch.from_numpy(values).to(self._device)
 
-    def _num_parts(self, entry: TensorEntry) -> int:
-        """0: dense; 1: packed 4-bit; 2: packed 8-bit. The packed kernel is for bf16 on a CPU."""
-        if self._device.type != "cpu" or self._dtype != torch.bfloat16 or entry.shape[1] % GROUP:
-            return 0
-        return 1 if entry.storage in FOUR_BIT else 2 if entry.storage in EIGHT_BIT else 0
+    def _form(self, entry: TensorEntry) -> _Form:
+        """The integer kernels are for bf16 on a CPU."""
+        is_quantised = entry.storage in FOUR_BIT or entry.storage in EIGHT_BIT
+        if self._device.type != "cpu" or self._dtype != torch.bfloat16 or entry.shape[1] % GROUP or not is_quantised:
+            return "dense"
+        if self._weights == "int8":
+            return "int8"
+        return "int4" if entry.storage in FOUR_BIT else "two int4 halves"
+
+    def _int8(self, entries: Sequence[TensorEntry], bias_N: torch.Tensor | None) -> Int8Linear:
+        linear = Int8Linear(sum(entry.shape[0] for entry in entries), entries[0].shape[1])
+        first_row = 0
+        for entry in entries:
+            for start, rows in self._files.chunks(entry, 1):
+                linear.fill(first_row + start, _to_torch(entry, rows))
+            first_row += entry.shape[0]
+        linear.finish(bias_N)
+        return linear
 
     def _dense(self, entries: Sequence[TensorEntry]) -> torch.Tensor:
         """The matrices below each other, filled in pieces: at no time is one in memory twice."""
@@ -175,7 +201,8 @@ class LinearLoader:
         self, entries: Sequence[TensorEntry], bias: torch.Tensor | None, sum_dtype: torch.dtype = torch.bfloat16
     ) -> PackedLinear:
         num_rows = sum(entry.shape[0] for entry in entries)
-        linear = PackedLinear(num_rows, entries[0].shape[1], self._num_parts(entries[0]), sum_dtype)
+        num_parts = 1 if self._form(entries[0]) == "int4" else 2
+        linear = PackedLinear(num_rows, entries[0].shape[1], num_parts, sum_dtype)
         first_row = 0
         for entry in entries:
             for start, rows in self._files.chunks(entry, _ROW_BLOCK):

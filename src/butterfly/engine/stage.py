@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from butterfly.engine.decode_attention import DecodeGroup, columns_of_group
 from butterfly.engine.decoder import Batch, DecoderLayer, RMSNorm, SequenceRows
 from butterfly.engine.device import TORCH_DTYPES, return_free_memory
 from butterfly.engine.embedding import Embedding
@@ -15,7 +16,7 @@ from butterfly.engine.linear import LinearLoader
 from butterfly.engine.rope import Rope
 from butterfly.engine.tensor_data import TensorFiles
 from butterfly.errors import ModelFormatError, ProtocolError
-from butterfly.specs import ComputeDType, ModelSpec, StagePlan, StepPlan, TensorEntry
+from butterfly.specs import ComputeDType, ModelSpec, StagePlan, StepPlan, TensorEntry, WeightFormat
 
 Progress = Callable[[int, int], None]  # stored bytes converted so far, in all
 
@@ -35,6 +36,7 @@ class Stage:
         *,
         device: torch.device,
         dtype: ComputeDType,
+        weights: WeightFormat = "int4",
         progress: Progress = lambda done, total: None,
     ) -> None:
         """Materialise the tensors of this stage. Raises ModelFormatError, ModelNotFoundError."""
@@ -42,7 +44,8 @@ class Stage:
         self.device, self.dtype = device, TORCH_DTYPES[dtype]
         self._files = TensorFiles()
         by_name = {entry.name: entry for entry in tensors}
-        loader = LinearLoader(self._files, device, self.dtype)
+        loader = LinearLoader(self._files, device, self.dtype, weights)
+        self._windows = {layer.window for layer in model.layers[stage.start : stage.end]}
         self._ropes = [Rope(spec, device) for spec in model.ropes]
         try:
             self._load(by_name, loader, _Reporter(tensors, progress))
@@ -125,13 +128,23 @@ class Stage:
         sequences: list[SequenceRows] = []
         positions: list[int] = []
         first = 0
+        single: dict[int, list[SequenceRows]] = {}
         for sequence in step.sequences:
             slab = self._kv.extend(sequence.sequence_id, sequence.start, sequence.num_tokens)
-            sequences.append(SequenceRows(first, sequence.num_tokens, sequence.start, slab))
+            rows = SequenceRows(first, sequence.num_tokens, sequence.start, slab)
+            columns = columns_of_group(slab.num_tokens) if sequence.num_tokens == 1 else None
+            if columns is None or columns > slab.capacity:
+                sequences.append(rows)
+            else:
+                single.setdefault(columns, []).append(rows)
             positions.extend(range(sequence.start, sequence.start + sequence.num_tokens))
             first += sequence.num_tokens
         index = torch.tensor(positions, device=self.device)
-        return Batch(sequences, [rope.angles(index, max(positions)) for rope in self._ropes])
+        groups = [
+            DecodeGroup([rows.first for rows in alike], [rows.slab for rows in alike], columns, self._windows)
+            for columns, alike in single.items()
+        ]
+        return Batch(sequences, groups, [rope.angles(index, max(positions)) for rope in self._ropes])
 
 
 class _Reporter:

@@ -8,7 +8,7 @@ from typing import TypedDict, Unpack, get_args
 
 from butterfly.config import ClusterConfig
 from butterfly.errors import ConfigError
-from butterfly.option_values import check_device, parse_bytes, parse_dtype
+from butterfly.option_values import check_device, parse_bytes, parse_dtype, parse_weights
 from butterfly.specs import PrefixReuse
 
 ANY_WAIT_S = 1e9
@@ -20,6 +20,7 @@ class ClusterOptions(TypedDict, total=False):
     workers: int  # local worker processes, one stage each; 1
     device: str  # auto, cpu, cuda or cuda:N
     dtype: str  # auto (bfloat16), bfloat16, float16 or float32
+    weights: str  # of quantised matrices: int4, int8, or auto: int8 where CPU, size and memory suit it
     threads: int  # CPU threads per worker; 0 shares the cores evenly
     memory: str | int | None  # per worker: "4G" or bytes; None shares the free memory
     context: int  # tokens of one request at most; 0 is the model's, up to 4096
@@ -59,6 +60,7 @@ def cluster_config(model: str, **options: Unpack[ClusterOptions]) -> ClusterConf
         num_workers=options.get("workers", 1),
         device=check_device(options.get("device", "auto")),
         dtype=parse_dtype(options.get("dtype", "auto")),
+        weights=parse_weights(options.get("weights", "auto")),
         num_threads=options.get("threads", 0),
         memory_bytes=parse_bytes(memory) if isinstance(memory, str) else memory or 0,
         context=options.get("context", 0),
@@ -89,7 +91,7 @@ def _check(model: str, options: Mapping[str, object]) -> None:
 def _check_value(name: str, value: object) -> None:
     if name == "memory" and (value is None or isinstance(value, str)):
         return
-    if name in ("device", "dtype"):
+    if name in ("device", "dtype", "weights"):
         fits, wanted = isinstance(value, str), "a string"
     elif name == "encrypt":
         fits, wanted = isinstance(value, bool), "True or False"

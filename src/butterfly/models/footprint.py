@@ -1,12 +1,14 @@
 """What every tensor becomes in memory, in bytes: knowledge that this room shares with the engine.
 
-| stored as                       | bfloat16 compute                                   | float32 / float16 |
+| stored as                       | bfloat16 compute, weights int4                     | float32 / float16 |
 | ------------------------------- | -------------------------------------------------- | ----------------- |
 | matrix Q4_0, Q4_1, Q4_K         | int4, groups of 32, bf16 scale and zero per group  | 4 / 2 per value   |
 | matrix Q5_0, Q5_K, Q6_K, Q8_0   | two such halves (high and low nibble)              | 4 / 2 per value   |
 | matrix F16, BF16, F32           | 2 per value                                        | 4 / 2 per value   |
 | vector (norm, bias)             | 4 per value: float32                               | 4 per value       |
 | embedding                       | nothing: rows are read from the mapped file        | the same          |
+
+With weights int8 each of these quantised matrices takes a byte per value and 12 bytes per row.
 
 int4 rows are padded to a multiple of 64, which the packed layout needs. A generated embedding has no
 file to map, so it is held as it would be stored.
@@ -18,13 +20,14 @@ from collections.abc import Mapping
 from math import prod
 
 from butterfly.models.weights import EMBEDDING, LM_HEAD, OUTPUT_NORM
-from butterfly.specs import ComputeDType, ModelFootprint, ModelSpec, Storage, TensorEntry
+from butterfly.specs import ComputeDType, ModelFootprint, ModelSpec, Storage, TensorEntry, WeightFormat
 
 DTYPE_BYTES: Mapping[ComputeDType, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 VECTOR_VALUE_BYTES = 4
 GROUP = 32  # values that share a scale and a zero
 ROW_MULTIPLE = 64
 GROUP_PARAMETER_BYTES = 4  # bf16 scale and zero
+INT8_ROW_BYTES = 12  # float32 scale, int64 zero
 
 INT4_PLANES: Mapping[Storage, int] = {
     "Q4_0": 1,
@@ -38,7 +41,7 @@ INT4_PLANES: Mapping[Storage, int] = {
 """How many packed int4 matrices hold a matrix of this storage."""
 
 
-def resident_bytes(entry: TensorEntry, dtype: ComputeDType) -> int:
+def resident_bytes(entry: TensorEntry, dtype: ComputeDType, weights: WeightFormat = "int4") -> int:
     """Return the bytes of a layer's or the head's tensor once a stage has loaded it."""
     num_values = prod(entry.shape)
     if len(entry.shape) == 1:
@@ -47,24 +50,28 @@ def resident_bytes(entry: TensorEntry, dtype: ComputeDType) -> int:
     planes = INT4_PLANES.get(entry.storage, 0)
     if dtype != "bfloat16" or not planes or columns % GROUP:
         return num_values * DTYPE_BYTES[dtype]
+    if weights == "int8":
+        return num_values + rows * INT8_ROW_BYTES
     padded_rows = -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
     return planes * padded_rows * (columns // 2 + columns // GROUP * GROUP_PARAMETER_BYTES)
 
 
-def footprint(spec: ModelSpec, tensors: Mapping[str, TensorEntry], dtype: ComputeDType) -> ModelFootprint:
-    """Return what the planner needs to know of a model computed in `dtype`."""
+def footprint(
+    spec: ModelSpec, tensors: Mapping[str, TensorEntry], dtype: ComputeDType, weights: WeightFormat = "int4"
+) -> ModelFootprint:
+    """Return what the planner needs to know of a model computed in `dtype`, quantised matrices held as `weights`."""
     value_bytes = DTYPE_BYTES[dtype]
     layer_bytes = [0] * spec.num_layers
     for name, entry in tensors.items():
         if name.startswith("layers."):
-            layer_bytes[int(name.split(".")[1])] += resident_bytes(entry, dtype)
+            layer_bytes[int(name.split(".")[1])] += resident_bytes(entry, dtype, weights)
     embedding = tensors[EMBEDDING]
     head = tensors[EMBEDDING if spec.tied_embedding else LM_HEAD]
     kv_bytes = 2 * spec.num_kv_heads * spec.head_dim * value_bytes
     return ModelFootprint(
         layer_weight_bytes=tuple(layer_bytes),
         embedding_bytes=0 if embedding.file else embedding.num_bytes,
-        head_bytes=resident_bytes(head, dtype) + resident_bytes(tensors[OUTPUT_NORM], dtype),
+        head_bytes=resident_bytes(head, dtype, weights) + resident_bytes(tensors[OUTPUT_NORM], dtype),
         kv_bytes_per_token=(kv_bytes,) * spec.num_layers,
         max_context=spec.max_context,
         hidden_bytes_per_token=spec.hidden_size * value_bytes,

@@ -20,7 +20,7 @@ from butterfly.models.parts import ModelParts, end_token_ids
 from butterfly.models.random_model import PREFIX, byte_tokenizer, open_random
 from butterfly.models.tokenizer import Tokenizer
 from butterfly.models.weights import EMBEDDING, LAYER_TENSORS, LM_HEAD, OUTPUT_NORM
-from butterfly.specs import ComputeDType, ModelFootprint, ModelSpec, TensorEntry
+from butterfly.specs import ComputeDType, ModelFootprint, ModelSpec, TensorEntry, WeightFormat
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ def open_model(
     *,
     progress: Progress | None = None,
     dtype: ComputeDType = "bfloat16",
+    weights: WeightFormat = "int4",
     max_context: int | None = None,
 ) -> Model:
     """Return the model behind a path, alias, hub id or `random:...`.
 
-    `dtype` is what the footprint is computed for, `max_context` (tokens) lowers the model's own limit,
+    `dtype` and `weights` are what the footprint is computed for, `max_context` (tokens) lowers the model's own limit,
     `progress` hears (what, done bytes, total bytes) while a file is fetched or assembled. Raises
     ModelNotFoundError, ModelFormatError, UnsupportedModelError or ConfigError, each with one line.
     """
@@ -55,13 +56,18 @@ def open_model(
     return Model(
         spec=spec,
         tensors=parts.tensors,
-        footprint=footprint(spec, parts.tensors, dtype),
+        footprint=footprint(spec, parts.tensors, dtype, weights),
         tokenizer=parts.tokenizer,
         chat_template=parts.chat_template,
         eos_token_ids=end_token_ids(parts.tokenizer, parts.stated_eos_ids),
         reference=reference,
         display_name=display_name,
     )
+
+
+def with_weights(model: Model, dtype: ComputeDType, weights: WeightFormat) -> Model:
+    """Return the same model with the footprint that it has when its quantised matrices are held as `weights`."""
+    return replace(model, footprint=footprint(model.spec, model.tensors, dtype, weights))
 
 
 def limit_context(model: Model, max_context: int) -> Model:

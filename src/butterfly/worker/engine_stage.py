@@ -12,6 +12,7 @@ from butterfly.engine import Stage as EngineStage
 from butterfly.errors import WorkerError
 from butterfly.messages import Load, TensorHeader
 from butterfly.specs import ComputeDType, StepPlan
+from butterfly.worker.resources import has_int8_instructions
 from butterfly.worker.stage import Answer, HiddenState, Progress, Stage, StageOutput
 
 
@@ -23,9 +24,20 @@ class EngineStageFactory:
 
     def load(self, load: Load, progress: Progress) -> Stage:
         """Materialise the tensors of this stage. Raises ModelError, WorkerError or MemoryError."""
+        if load.weights == "int8" and self._device.type == "cpu" and not has_int8_instructions():
+            raise WorkerError(
+                f"the CPU of {load.stage.worker} has no VNNI instructions, which int8 weights need: use --weights int4",
+                load.stage.worker,
+            )
         with _translated(load.stage.worker):
             engine = EngineStage(
-                load.model, load.stage, load.tensors, device=self._device, dtype=load.dtype, progress=progress
+                load.model,
+                load.stage,
+                load.tensors,
+                device=self._device,
+                dtype=load.dtype,
+                weights=load.weights,
+                progress=progress,
             )
         return _EngineStage(engine, load.dtype)
 

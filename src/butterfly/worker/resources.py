@@ -47,6 +47,12 @@ def measure_memory_bandwidth(num_bytes: int = _PROBE_BYTES) -> float:
     return num_bytes / best_s
 
 
+def has_int8_instructions(proc: Path = Path("/proc")) -> bool:
+    """Whether this CPU multiplies 8-bit integers without overflow in between, and fast (AVX-512 VNNI or AVX VNNI)."""
+    flags = next((line for line in _read(proc / "cpuinfo").splitlines() if line.startswith("flags")), "").split()
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
 def available_memory_bytes(cgroup_root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> int:
     """Return the memory that this process may still take: the machine's, or its control group's if less."""
     available = int(psutil.virtual_memory().available)

@@ -35,9 +35,10 @@ def test_every_option_of_the_coordinator_is_passed_on() -> None:
         num_slots=1,
         step_timeout_s=8.0,
     )
-    assert coordinator_config(config, open_model(config, unwatched)) == CoordinatorConfig(
+    assert coordinator_config(config, open_model(config, unwatched), "int8") == CoordinatorConfig(
         workload=WorkloadSpec(concurrency=3, context=128, kv_tokens=200),
         dtype="float32",
+        weights="int8",
         prefix_reuse="prompt",
         max_num_batched_tokens=99,
         target_ttft_s=7.0,

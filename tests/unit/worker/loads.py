@@ -34,6 +34,7 @@ def load_of(
         stage=stage,
         tensors=(),
         dtype="float32",
+        weights="int4",
         previous=neighbours[0],
         next=neighbours[1],
         max_context=64,
