@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from butterfly.specs import ComputeDType, PrefixReuse, Spec, WeightFormat
+from butterfly.specs import ComputeDType, Spec, WeightFormat
+
+PrefixReuseChoice = Literal["auto", "all", "prompt", "off"]  # specs.PrefixReuse, or what the weights allow
 
 
 class ClusterConfig(Spec, frozen=True):
@@ -14,13 +16,13 @@ class ClusterConfig(Spec, frozen=True):
     num_workers: int = 1
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     dtype: ComputeDType = "bfloat16"
-    weights: WeightFormat | Literal["auto"] = "auto"  # auto: int8 where this CPU is fast at it and they fit
+    weights: WeightFormat | Literal["auto"] = "auto"  # auto: mixed where this CPU is fast at int8 and they fit
     num_threads: int = 0  # per worker; 0: the cores shared evenly
     memory_bytes: int = 0  # per worker; 0: the free memory shared evenly
     context: int = 0  # tokens of one request; 0: the model's, at most DEFAULT_CONTEXT
     max_num_sequences: int = 8  # requests in a batch
     kv_tokens: int = 0  # tokens of KV cache in all; 0: context x max_num_sequences
-    prefix_reuse: PrefixReuse = "all"
+    prefix_reuse: PrefixReuseChoice = "auto"  # auto: all that changes no bit of an answer
     max_num_batched_tokens: int = 512  # tokens of one step at most
     target_ttft_s: float = 60.0  # requests that would wait longer than this for their first token are refused
     encrypt: bool = True

@@ -23,7 +23,8 @@ Storage = Literal[
 
 Activation = Literal["silu", "gelu_tanh"]
 ComputeDType = Literal["bfloat16", "float32", "float16"]
-WeightFormat = Literal["int4", "int8"]  # of quantised matrices in memory, on CPUs in bfloat16
+WeightFormat = Literal["int4", "int8", "mixed"]
+"""Of quantised matrices on CPUs in bfloat16; mixed: int8 for tokens of prompts, and int4 for generated ones."""
 
 
 class RopeSpec(Spec, frozen=True):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from butterfly.models import Model, open_model
-from butterfly.specs import Request, SamplingSpec
+from butterfly.specs import Request, SamplingSpec, WeightFormat
 from butterfly.worker.resources import has_int8_instructions
 from tests.support.pipelines import LocalPipeline, even_boundaries, scheduler_config
 
@@ -113,11 +114,14 @@ def test_seeds_and_prompts_matter(requests: list[Request], reference: dict[str, 
 
 
 @pytest.mark.skipif(not has_int8_instructions(), reason="this CPU has no VNNI instructions")
-def test_int8_weights_keep_the_rule(model: Model, requests: list[Request]) -> None:
-    """A few requests are enough here: that integers add up to the same in any company is arithmetic."""
+@pytest.mark.parametrize("weights", ["int8", "mixed"])
+def test_other_weights_keep_the_rule(model: Model, requests: list[Request], weights: WeightFormat) -> None:
+    """Steps have prompts and generated tokens side by side; with room for few, sequences are preempted and replayed."""
     if model.reference != "smollm2":
         pytest.skip("one model is enough")
-    few = requests[:8]
-    together = LocalPipeline(model, weights="int8").generate(few)
-    split = LocalPipeline(model, even_boundaries(model.spec.num_layers, 3), weights="int8")
-    assert split.generate(few, scheduler_config(model, max_num_batched_tokens=7, num_sequences=3)) == together
+    few = requests[:6]
+    together = LocalPipeline(model, weights=weights).generate(few)
+    split = LocalPipeline(model, even_boundaries(model.spec.num_layers, 3), weights=weights)
+    config = scheduler_config(model, max_num_batched_tokens=7, num_sequences=6)
+    config = msgspec.structs.replace(config, kv_capacity_tokens=192, prefix_reuse="prompt")
+    assert split.generate(few, config) == together

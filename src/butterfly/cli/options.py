@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from butterfly.config import ClusterConfig
+from butterfly.config import ClusterConfig, PrefixReuseChoice
 from butterfly.errors import ConfigError
 from butterfly.option_values import check_device, parse_bytes, parse_dtype, parse_weights
-from butterfly.specs import PrefixReuse
 
 ModelArgument = Annotated[
     str,
@@ -26,8 +25,9 @@ DType = Annotated[str, typer.Option("--dtype", help="auto (bfloat16), bfloat16, 
 Weights = Annotated[
     str,
     typer.Option(
-        help="What quantised matrices are held as: int4 (as stored: less memory, less rounding), int8 (faster for "
-        "prompts and many streams), or auto: int8 where the CPU, the model's size and the memory suit it."
+        help="What quantised matrices are held as: int4 (about as stored), int8 (prompts and many streams are faster, "
+        "one stream is slower), mixed (both: int8 for prompts, int4 for generated tokens), or auto: mixed where the "
+        "CPU, the model's size and the memory suit it, else int4."
     ),
 ]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads per worker; 0 shares the cores evenly.")]
@@ -38,8 +38,12 @@ KVTokens = Annotated[
     int, typer.Option("--kv-tokens", min=0, help="Tokens of KV cache in all; 0: --context times --max-sequences.")
 ]
 PrefixReuseOption = Annotated[
-    PrefixReuse,
-    typer.Option("--prefix-reuse", help="KV cache that a request may start from: of any tokens, of prompts, none."),
+    PrefixReuseChoice,
+    typer.Option(
+        "--prefix-reuse",
+        help="KV cache that a request may start from: of any tokens, of prompts, none; "
+        "auto: all that changes no answer.",
+    ),
 ]
 MaxBatchedTokens = Annotated[int, typer.Option("--max-batched-tokens", min=1, help="Tokens of one step at most.")]
 TargetTTFT = Annotated[

@@ -65,7 +65,7 @@ def serve(
     context: Context = 0,
     max_sequences: MaxSequences = 8,
     kv_tokens: KVTokens = 0,
-    prefix_reuse: PrefixReuseOption = "all",
+    prefix_reuse: PrefixReuseOption = "auto",
     max_batched_tokens: MaxBatchedTokens = 512,
     slots: Slots = 0,
     target_ttft: TargetTTFT = 60.0,

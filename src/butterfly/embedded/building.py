@@ -20,6 +20,7 @@ from butterfly.specs import (
     ModelFootprint,
     ModelSpec,
     NodeSpec,
+    PrefixReuse,
     TensorEntry,
     WeightFormat,
     WorkloadSpec,
@@ -69,7 +70,7 @@ def check_it_fits(model: models.Model, names: Sequence[str], memory_bytes: int, 
 
 
 def choose_weights(config: ClusterConfig, model: models.Model, names: Sequence[str], memory_bytes: int) -> WeightFormat:
-    """What quantised matrices are held as when nobody said so: int8 where that is faster, and where there is room.
+    """What quantised matrices are held as when nobody said so: mixed where that is faster, and where there is room.
 
     It is one answer for the whole cluster: another one gives other logits. Small matrices stay int4, since an int8
     product costs more per call. Raises InfeasiblePlanError when not even int4 fits.
@@ -79,7 +80,7 @@ def choose_weights(config: ClusterConfig, model: models.Model, names: Sequence[s
     gate = model.tensors.get("layers.0.gate")
     is_large = gate is not None and prod(gate.shape) >= _LARGE_MATRIX
     if config.weights == "auto" and config.dtype == "bfloat16" and is_large and has_int8_instructions():
-        candidates.insert(0, "int8")
+        candidates.insert(0, "mixed")
     for weights in candidates[:-1]:
         with suppress(InfeasiblePlanError):
             check_it_fits(models.with_weights(model, config.dtype, weights), names, memory_bytes, workload)
@@ -114,10 +115,17 @@ def coordinator_config(config: ClusterConfig, model: models.Model, weights: Weig
         weights=weights,
         num_slots=config.num_slots,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        prefix_reuse=config.prefix_reuse,
+        prefix_reuse=_prefix_reuse(config, weights),
         target_ttft_s=config.target_ttft_s,
         step_timeout_s=config.step_timeout_s,
     )
+
+
+def _prefix_reuse(config: ClusterConfig, weights: WeightFormat) -> PrefixReuse:
+    """With mixed weights, a generated token that returns in a prompt is computed anew: as a token of that prompt."""
+    if config.prefix_reuse != "auto":
+        return config.prefix_reuse
+    return "prompt" if weights == "mixed" else "all"
 
 
 class PipelineModel:

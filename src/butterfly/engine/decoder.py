@@ -41,6 +41,7 @@ class Batch(NamedTuple):
 
     sequences: Sequence[SequenceRows]  # those that are looked at one by one
     groups: Sequence[DecodeGroup]  # and those that are not
+    num_prompt: int  # the first rows are tokens of prompts, all others are generated
     angles: Sequence[tuple[torch.Tensor, torch.Tensor]]  # cos and sin for each of ModelSpec.ropes
 
 
@@ -106,20 +107,23 @@ class DecoderLayer:
         residual = x.float()
         attended = self._attention(self._attn_norm(residual), batch, slot, x.dtype)
         residual = residual + (self._post_attn_norm(attended) if self._post_attn_norm else attended)
-        expanded = self._mlp(residual)
+        expanded = self._mlp(residual, batch.num_prompt)
         return (residual + (self._post_ffn_norm(expanded) if self._post_ffn_norm else expanded)).to(x.dtype)
 
-    def _mlp(self, residual: torch.Tensor) -> torch.Tensor:
+    def _mlp(self, residual: torch.Tensor, num_prompt: int) -> torch.Tensor:
         """Norm and MLP, some rows at a time: what is between the products stays in the processor's cache."""
         tiles = []
-        for rows in torch.split(residual, _MLP_ROWS):
-            gate, up = self._gate_up(self._ffn_norm(rows)).chunk(2, dim=-1)
-            tiles.append(self._down(self._activation(gate) * up))
+        for first in range(0, len(residual), _MLP_ROWS):
+            rows = residual[first : first + _MLP_ROWS]
+            prompt_rows = min(max(0, num_prompt - first), len(rows))
+            # float32 whatever the matrices gave: what is beside a row in its tile must not decide about its rounding
+            gate, up = self._gate_up(self._ffn_norm(rows), prompt_rows).float().chunk(2, dim=-1)
+            tiles.append(self._down(self._activation(gate) * up, prompt_rows))
         return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
 
     def _attention(self, x: torch.Tensor, batch: Batch, slot: int, dtype: torch.dtype) -> torch.Tensor:
         q_MHD, k_MKD, v_MKD = self._project(x, batch, dtype)
-        return self._output(self._mix(q_MHD, k_MKD, v_MKD, batch, slot))
+        return self._output(self._mix(q_MHD, k_MKD, v_MKD, batch, slot), batch.num_prompt)
 
     def _mix(
         self, q_MHD: torch.Tensor, k_MKD: torch.Tensor, v_MKD: torch.Tensor, batch: Batch, slot: int
@@ -142,7 +146,7 @@ class DecoderLayer:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries (rotated, scaled), keys (rotated) and values of all rows, in the dtype of the cache."""
         model = self._model
-        qkv = self._qkv(x).reshape(len(x), model.num_heads + 2 * model.num_kv_heads, model.head_dim)
+        qkv = self._qkv(x, batch.num_prompt).reshape(len(x), model.num_heads + 2 * model.num_kv_heads, model.head_dim)
         qk, v_MKD = torch.split(qkv, [model.num_heads + model.num_kv_heads, model.num_kv_heads], dim=1)
         if self._q_norm and self._k_norm:
             q_MHD, k_MKD = torch.split(qk, [model.num_heads, model.num_kv_heads], dim=1)

@@ -11,7 +11,7 @@ a kernel that sums in another order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,11 +28,31 @@ _ROW_BLOCK = 64  # the packed kernel works on blocks of 64 output rows
 
 
 class Linear(Protocol):
-    """A weight matrix in the form that its device multiplies fastest without changing its values."""
+    """A weight matrix in the form that its device multiplies fastest."""
 
     num_bytes: int
 
     def __call__(self, x_MK: torch.Tensor) -> torch.Tensor: ...
+
+
+class RoleLinear(NamedTuple):
+    """A matrix for the tokens of prompts and one for generated tokens: the same one, but for mixed weights."""
+
+    prompt: Linear
+    generated: Linear
+
+    @property
+    def num_bytes(self) -> int:
+        return self.prompt.num_bytes + (self.generated.num_bytes if self.generated is not self.prompt else 0)
+
+    def __call__(self, x_MK: torch.Tensor, num_prompt: int) -> torch.Tensor:
+        """The first `num_prompt` rows are tokens of prompts."""
+        if num_prompt == 0 or self.prompt is self.generated:
+            return self.generated(x_MK)
+        if num_prompt == len(x_MK):
+            return self.prompt(x_MK)
+        parts = self.prompt(x_MK[:num_prompt]), self.generated(x_MK[num_prompt:])
+        return torch.cat([part.float() for part in parts])
 
 
 class DenseLinear:
@@ -134,24 +154,32 @@ class LinearLoader:
         Around 20 neighbouring bf16 numbers are 1/8 apart, and rounding decides near ties. Two rounded parts that are
         added in float32 leave one tie where there were ten. (The packed kernel has no fast path for float32 inputs.)
         """
-        if self._form(entry) == "two int4 halves":
+        weights: WeightFormat = "int4" if self._weights == "mixed" else self._weights
+        if self._form(entry, weights) == "two int4 halves":
             return self._packed([entry], None, torch.float32)
-        return self.load([entry])
+        return self._load([entry], (), weights)
 
-    def load(self, entries: Sequence[TensorEntry], biases: Sequence[TensorEntry] = ()) -> Linear:
+    def load(self, entries: Sequence[TensorEntry], biases: Sequence[TensorEntry] = ()) -> RoleLinear:
+        """Return one linear for either role of a token, whose output is that of all `entries`, in order."""
+        if self._weights == "mixed" and any(self._form(entry, "int4") != "dense" for entry in entries):
+            return RoleLinear(self._load(entries, biases, "int8"), self._load(entries, biases, "int4"))
+        linear = self._load(entries, biases, "int4" if self._weights == "mixed" else self._weights)
+        return RoleLinear(linear, linear)
+
+    def _load(self, entries: Sequence[TensorEntry], biases: Sequence[TensorEntry], weights: WeightFormat) -> Linear:
         """Return one linear whose output is that of all `entries`, in order.
 
         Matrices of one form are fused: a row of the product does not depend on its neighbours.
         """
         if biases and len(biases) != len(entries):
             raise ModelFormatError(f"{entries[0].name}: {len(biases)} biases for {len(entries)} matrices")
-        forms = {self._form(entry) for entry in entries}
+        forms = {self._form(entry, weights) for entry in entries}
         blocked = all(entry.shape[0] % _ROW_BLOCK == 0 for entry in entries[:-1])
         fusable = len(forms) == 1 and (blocked or "int8" in forms or "dense" in forms)
         if not fusable:
             split = [[entry] for entry in entries]
             paired = [[bias] for bias in biases] if biases else [[] for _ in entries]
-            return SplitLinear([self.load(e, b) for e, b in zip(split, paired, strict=True)])
+            return SplitLinear([self._load(e, b, weights) for e, b in zip(split, paired, strict=True)])
         bias = torch.cat([self.vector(b) for b in biases]) if biases else None
         if forms == {"int8"}:
             return self._int8(entries, bias)
@@ -166,12 +194,12 @@ class LinearLoader:
         self._files.forget(entry)
         return torch.from_numpy(values).to(self._device)
 
-    def _form(self, entry: TensorEntry) -> _Form:
+    def _form(self, entry: TensorEntry, weights: WeightFormat) -> _Form:
         """The integer kernels are for bf16 on a CPU."""
         is_quantised = entry.storage in FOUR_BIT or entry.storage in EIGHT_BIT
         if self._device.type != "cpu" or self._dtype != torch.bfloat16 or entry.shape[1] % GROUP or not is_quantised:
             return "dense"
-        if self._weights == "int8":
+        if weights == "int8":
             return "int8"
         return "int4" if entry.storage in FOUR_BIT else "two int4 halves"
 
@@ -201,7 +229,7 @@ class LinearLoader:
         self, entries: Sequence[TensorEntry], bias: torch.Tensor | None, sum_dtype: torch.dtype = torch.bfloat16
     ) -> PackedLinear:
         num_rows = sum(entry.shape[0] for entry in entries)
-        num_parts = 1 if self._form(entries[0]) == "int4" else 2
+        num_parts = 1 if entries[0].storage in FOUR_BIT else 2
         linear = PackedLinear(num_rows, entries[0].shape[1], num_parts, sum_dtype)
         first_row = 0
         for entry in entries:

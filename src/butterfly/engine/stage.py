@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from butterfly.engine.decode_attention import DecodeGroup, columns_of_group
-from butterfly.engine.decoder import Batch, DecoderLayer, RMSNorm, SequenceRows
+from butterfly.engine.batching import arrange
+from butterfly.engine.decoder import DecoderLayer, RMSNorm
 from butterfly.engine.device import TORCH_DTYPES, return_free_memory
 from butterfly.engine.embedding import Embedding
 from butterfly.engine.head import Answer, Head
@@ -106,10 +106,11 @@ class Stage:
         x = self._enter(step, hidden)
         if not len(x):
             return x
-        batch = self._batch(step)
+        arranged = arrange(step, self._kv, self._ropes, self._windows, self.device)
+        x = arranged.enter(x)
         for slot, layer in enumerate(self._layers):
-            x = layer(x, batch, slot)
-        return x
+            x = layer(x, arranged.batch, slot)
+        return arranged.leave(x)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -123,28 +124,6 @@ class Stage:
         if hidden is None or hidden.shape != (step.num_tokens, self.model.hidden_size):
             raise ProtocolError(f"step {step.step_id} came without hidden states for its {step.num_tokens} tokens")
         return hidden.to(self.device)
-
-    def _batch(self, step: StepPlan) -> Batch:
-        sequences: list[SequenceRows] = []
-        positions: list[int] = []
-        first = 0
-        single: dict[int, list[SequenceRows]] = {}
-        for sequence in step.sequences:
-            slab = self._kv.extend(sequence.sequence_id, sequence.start, sequence.num_tokens)
-            rows = SequenceRows(first, sequence.num_tokens, sequence.start, slab)
-            columns = columns_of_group(slab.num_tokens) if sequence.num_tokens == 1 else None
-            if columns is None or columns > slab.capacity:
-                sequences.append(rows)
-            else:
-                single.setdefault(columns, []).append(rows)
-            positions.extend(range(sequence.start, sequence.start + sequence.num_tokens))
-            first += sequence.num_tokens
-        index = torch.tensor(positions, device=self.device)
-        groups = [
-            DecodeGroup([rows.first for rows in alike], [rows.slab for rows in alike], columns, self._windows)
-            for columns, alike in single.items()
-        ]
-        return Batch(sequences, groups, [rope.angles(index, max(positions)) for rope in self._ropes])
 
 
 class _Reporter:

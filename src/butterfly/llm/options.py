@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TypedDict, Unpack, get_args
 
-from butterfly.config import ClusterConfig
+from butterfly.config import ClusterConfig, PrefixReuseChoice
 from butterfly.errors import ConfigError
 from butterfly.option_values import check_device, parse_bytes, parse_dtype, parse_weights
-from butterfly.specs import PrefixReuse
 
 ANY_WAIT_S = 1e9
 
@@ -20,14 +19,14 @@ class ClusterOptions(TypedDict, total=False):
     workers: int  # local worker processes, one stage each; 1
     device: str  # auto, cpu, cuda or cuda:N
     dtype: str  # auto (bfloat16), bfloat16, float16 or float32
-    weights: str  # of quantised matrices: int4, int8, or auto: int8 where CPU, size and memory suit it
+    weights: str  # of quantised matrices: int4, int8, mixed, or auto: mixed where CPU, size and memory suit it
     threads: int  # CPU threads per worker; 0 shares the cores evenly
     memory: str | int | None  # per worker: "4G" or bytes; None shares the free memory
     context: int  # tokens of one request at most; 0 is the model's, up to 4096
     max_sequences: int  # requests that run at once; 8
     slots: int  # steps in flight; 0: one per stage and one spare, 1: the plain loop
     kv_tokens: int  # tokens of KV cache in all; 0: context x max_sequences
-    prefix_reuse: PrefixReuse  # whose KV cache a request may start from; "all"
+    prefix_reuse: PrefixReuseChoice  # whose KV cache a request may start from; "auto": all that changes no answer
     max_batched_tokens: int  # tokens of one step at most; 512
     encrypt: bool  # links between processes (CURVE); True
     step_timeout: float  # seconds that one step may take on all stages together; 300
@@ -66,7 +65,7 @@ def cluster_config(model: str, **options: Unpack[ClusterOptions]) -> ClusterConf
         context=options.get("context", 0),
         max_num_sequences=options.get("max_sequences", 8),
         kv_tokens=options.get("kv_tokens", 0),
-        prefix_reuse=options.get("prefix_reuse", "all"),
+        prefix_reuse=options.get("prefix_reuse", "auto"),
         max_num_batched_tokens=options.get("max_batched_tokens", 512),
         target_ttft_s=ANY_WAIT_S,
         encrypt=options.get("encrypt", True),
@@ -96,7 +95,10 @@ def _check_value(name: str, value: object) -> None:
     elif name == "encrypt":
         fits, wanted = isinstance(value, bool), "True or False"
     elif name == "prefix_reuse":
-        fits, wanted = value in get_args(PrefixReuse), " or ".join(repr(reuse) for reuse in get_args(PrefixReuse))
+        fits, wanted = (
+            value in get_args(PrefixReuseChoice),
+            " or ".join(repr(reuse) for reuse in get_args(PrefixReuseChoice)),
+        )
     else:
         least = _AT_LEAST[name]
         kinds = (int, float) if name.endswith("_timeout") else (int,)

@@ -8,7 +8,8 @@
 | vector (norm, bias)             | 4 per value: float32                               | 4 per value       |
 | embedding                       | nothing: rows are read from the mapped file        | the same          |
 
-With weights int8 each of these quantised matrices takes a byte per value and 12 bytes per row.
+With weights int8 each of these quantised matrices takes a byte per value and 12 bytes per row; with mixed weights a
+layer has both, the head only int4.
 
 int4 rows are padded to a multiple of 64, which the packed layout needs. A generated embedding has no
 file to map, so it is held as it would be stored.
@@ -50,10 +51,10 @@ def resident_bytes(entry: TensorEntry, dtype: ComputeDType, weights: WeightForma
     planes = INT4_PLANES.get(entry.storage, 0)
     if dtype != "bfloat16" or not planes or columns % GROUP:
         return num_values * DTYPE_BYTES[dtype]
-    if weights == "int8":
-        return num_values + rows * INT8_ROW_BYTES
     padded_rows = -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
-    return planes * padded_rows * (columns // 2 + columns // GROUP * GROUP_PARAMETER_BYTES)
+    int4_bytes = planes * padded_rows * (columns // 2 + columns // GROUP * GROUP_PARAMETER_BYTES)
+    int8_bytes = num_values + rows * INT8_ROW_BYTES
+    return {"int4": int4_bytes, "int8": int8_bytes, "mixed": int4_bytes + int8_bytes}[weights]
 
 
 def footprint(
@@ -71,7 +72,8 @@ def footprint(
     return ModelFootprint(
         layer_weight_bytes=tuple(layer_bytes),
         embedding_bytes=0 if embedding.file else embedding.num_bytes,
-        head_bytes=resident_bytes(head, dtype, weights) + resident_bytes(tensors[OUTPUT_NORM], dtype),
+        head_bytes=resident_bytes(head, dtype, "int4" if weights == "mixed" else weights)
+        + resident_bytes(tensors[OUTPUT_NORM], dtype),
         kv_bytes_per_token=(kv_bytes,) * spec.num_layers,
         max_context=spec.max_context,
         hidden_bytes_per_token=spec.hidden_size * value_bytes,

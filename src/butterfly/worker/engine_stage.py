@@ -24,9 +24,10 @@ class EngineStageFactory:
 
     def load(self, load: Load, progress: Progress) -> Stage:
         """Materialise the tensors of this stage. Raises ModelError, WorkerError or MemoryError."""
-        if load.weights == "int8" and self._device.type == "cpu" and not has_int8_instructions():
+        if load.weights != "int4" and self._device.type == "cpu" and not has_int8_instructions():
             raise WorkerError(
-                f"the CPU of {load.stage.worker} has no VNNI instructions, which int8 weights need: use --weights int4",
+                f"the CPU of {load.stage.worker} has no VNNI instructions, which {load.weights} weights need: "
+                "use --weights int4",
                 load.stage.worker,
             )
         with _translated(load.stage.worker):

@@ -72,7 +72,7 @@ def test_memory_is_a_size_or_bytes(memory: str | int | None, num_bytes: int) -> 
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"device": 3}, "device: expected a string, not 3"),
         ({"dtype": "int3"}, "unknown dtype 'int3'"),
-        ({"prefix_reuse": "some"}, "prefix_reuse: expected 'all' or 'prompt' or 'off', not 'some'"),
+        ({"prefix_reuse": "some"}, "prefix_reuse: expected 'auto' or 'all' or 'prompt' or 'off', not 'some'"),
         ({"encrypt": "yes"}, "encrypt: expected True or False, not 'yes'"),
         ({"step_timeout": 0.5}, "step_timeout: expected a number of at least 1, not 0.5"),
     ],
