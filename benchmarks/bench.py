@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from benchmarks.lab import unavailable
 from benchmarks.peers.llama_cpp import BuildError, LlamaCpp, build
 from benchmarks.record import Record, ScenarioRecord
 from benchmarks.report import summary, write_results
-from benchmarks.running import needs_lab, rebounded, run_scenario
+from benchmarks.running import Arms, needs_lab, rebounded, run_scenario
 from benchmarks.scenarios import MODELS, Scenario, all_scenarios, select
 from butterfly.specs import Spec
 
@@ -39,6 +40,7 @@ class Options(Spec, frozen=True):
     rounds: int | None
     results: Path | None
     theme: str
+    serve_options: tuple[str, ...]
 
     @property
     def num_rounds(self) -> int:
@@ -59,11 +61,15 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("--rounds", type=int, help=f"measurements of each load; {ROUNDS}, quick {QUICK_ROUNDS}")
     parser.add_argument("--results", metavar="FOLDER", type=Path, help="write page, plots and JSON here")
     parser.add_argument("--theme", default="", help="first part of the files' names; peers or lab if not given")
+    parser.add_argument(
+        "--serve-options", metavar="WORDS", default="", help="more options of butterfly serve: --serve-options='...'"
+    )
     options = parser.parse_args(argv)
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds must be at least 1")
     named = vars(options) | {"theme": options.theme or ("peers" if options.peers else "lab")}
-    return Options(**named | {"only": tuple(options.only), "models": tuple(options.models)})
+    words = tuple(shlex.split(options.serve_options))
+    return Options(**named | {"only": tuple(options.only), "models": tuple(options.models), "serve_options": words})
 
 
 def tell(text: str) -> None:
@@ -95,6 +101,7 @@ def run_all(options: Options, scenarios: Sequence[Scenario], machine: Machine, p
         machine=machine,
         rounds=options.num_rounds,
         quick=options.quick,
+        serve_options=options.serve_options,
     )
     no_lab = unavailable()
     for number, scenario in enumerate(scenarios):
@@ -103,7 +110,8 @@ def run_all(options: Options, scenarios: Sequence[Scenario], machine: Machine, p
             tell(f"    left out: {no_lab}")
             done = ScenarioRecord(scenario=scenario, state="left out", reason=no_lab)
         else:
-            done = run_scenario(scenario, machine, options.num_rounds, peer, lambda text: tell(f"    {text}"))
+            arms = Arms(peer, options.serve_options)
+            done = run_scenario(scenario, machine, options.num_rounds, arms, lambda text: tell(f"    {text}"))
         record = msgspec.structs.replace(record, scenarios=(*record.scenarios, done))
         if options.results:
             write_results(record, options.results, plots=False)

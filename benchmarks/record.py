@@ -71,6 +71,7 @@ class Record(Spec, frozen=True):
     machine: Machine
     rounds: int
     quick: bool
+    serve_options: tuple[str, ...] = ()  # of our arms
     scenarios: tuple[ScenarioRecord, ...] = ()
 
     @property

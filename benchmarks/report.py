@@ -65,6 +65,8 @@ def page(record: Record, pictures: Sequence[str] = (), log: str = "") -> str:
     parts += [machine_text(record), "## Method", METHOD.format(rounds=record.rounds)]
     if record.quick:
         parts.append("This was a quick run: few scenarios, few requests.")
+    if record.serve_options:
+        parts.append(f"Butterfly was started with `{' '.join(record.serve_options)}`.")
     if rows := tables.target_rows(record):
         parts += ["## Targets", tables.markdown(tables.TARGET_HEADER, rows)]
     parts += [f"![{_title(name, record)}]({name})" for name in pictures]

@@ -39,6 +39,13 @@ LOAD_TIMEOUT_S = 900.0  # some peers push weights through the slowest link
 FAILURES = (MeasurementError, ServerFailedError, LabError, ButterflyError, OSError, subprocess.SubprocessError)
 
 
+class Arms(NamedTuple):
+    """What is measured: ours with these options of `butterfly serve`, and the peer, if any."""
+
+    peer: LlamaCpp | None
+    serve_options: tuple[str, ...] = ()
+
+
 class Entrant(NamedTuple):
     """An arm, the nodes that it gets (none: this machine), and what it is called in the record."""
 
@@ -73,16 +80,14 @@ class Notebook:
         )
 
 
-def run_scenario(
-    scenario: Scenario, machine: Machine, rounds: int, peer: LlamaCpp | None, tell: Tell
-) -> ScenarioRecord:
+def run_scenario(scenario: Scenario, machine: Machine, rounds: int, arms: Arms, tell: Tell) -> ScenarioRecord:
     """Measure; what goes wrong is in the record, together with what had been measured by then."""
     book = Notebook()
     record = ScenarioRecord(scenario=scenario, state="failed")
     try:
         model = model_path(scenario.model)
         record = predicted(record, model_costs(open_model(str(model))), machine)
-        _measure_all(scenario, model, rounds, peer, book, tell)
+        _measure_all(scenario, model, rounds, arms, book, tell)
         record = msgspec.structs.replace(record, state="done")
     except FAILURES as error:
         record = msgspec.structs.replace(record, reason=str(error) or type(error).__name__)
@@ -122,17 +127,21 @@ def model_path(name: ModelName) -> Path:
     return smollm2_path() if name == "smollm2" else synthetic_llama()
 
 
-def entrants(scenario: Scenario, peer: LlamaCpp | None) -> list[Entrant]:
+def entrants(scenario: Scenario, arms: Arms) -> list[Entrant]:
     """Who is measured, with nodes of their own."""
+    ours = ButterflyArm(options=arms.serve_options, load_timeout_s=LOAD_TIMEOUT_S)
 
     def names(prefix: str, count: int) -> tuple[str, ...]:
         return tuple(f"{prefix}{number}" for number in range(count)) if needs_lab(scenario) else ()
 
-    found = [Entrant(OURS, ButterflyArm(load_timeout_s=LOAD_TIMEOUT_S), names("ours", scenario.nodes))]
+    found = [Entrant(OURS, ours, names("ours", scenario.nodes))]
     if scenario.with_one_node:
-        found.append(Entrant(ONE_NODE, ButterflyArm(load_timeout_s=LOAD_TIMEOUT_S), names("alone", 1)))
-    if peer is not None:
-        found.append(Entrant(PEER, LlamaCppArm(peer, load_timeout_s=LOAD_TIMEOUT_S), names("peer", scenario.nodes)))
+        found.append(Entrant(ONE_NODE, ours, names("alone", 1)))
+    if arms.peer is not None:
+        # On a slow link, 200 KB of logits per token would be what is measured: the layout that is best for it.
+        local_head = scenario.link is not None and scenario.link.rate_bits_per_s < GIGABIT.rate_bits_per_s
+        peer = LlamaCppArm(arms.peer, local_head=local_head, load_timeout_s=LOAD_TIMEOUT_S)
+        found.append(Entrant(PEER, peer, names("peer", scenario.nodes)))
     return found
 
 
@@ -195,10 +204,8 @@ def switch_note(before: SwitchLoad, after: SwitchLoad) -> str:
     return f"{share:.1f} % of {frames} frames came more than 0.5 ms late, the worst by {worst_ms:.1f} ms"
 
 
-def _measure_all(
-    scenario: Scenario, model: Path, rounds: int, peer: LlamaCpp | None, book: Notebook, tell: Tell
-) -> None:
-    everyone = entrants(scenario, peer)
+def _measure_all(scenario: Scenario, model: Path, rounds: int, arms: Arms, book: Notebook, tell: Tell) -> None:
+    everyone = entrants(scenario, arms)
     with ExitStack() as stack:
         lab = stack.enter_context(network(scenario, everyone, book, tell))
         subjects = [stack.enter_context(_started(scenario, entrant, model, lab, book, tell)) for entrant in everyone]

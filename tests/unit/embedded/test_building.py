@@ -8,15 +8,17 @@ import pytest
 
 from butterfly.config import ClusterConfig
 from butterfly.coordinator import CoordinatorConfig
-from butterfly.embedded import embedded_cluster, unwatched
+from butterfly.embedded import building, embedded_cluster, unwatched
 from butterfly.embedded.building import (
     check_it_fits,
+    choose_weights,
     coordinator_config,
     log_level_name,
     open_model,
     worker_command,
 )
 from butterfly.errors import ConfigError, InfeasiblePlanError, ModelNotFoundError
+from butterfly.models import with_weights
 from butterfly.specs import WorkloadSpec
 
 TINY = "random:llama,hidden=64,layers=2"
@@ -93,3 +95,44 @@ def test_every_worker_has_its_prefix_or_none_has() -> None:
     config = ClusterConfig(model=TINY, num_workers=2, worker_prefixes=(("nice",),))
     with pytest.raises(ConfigError, match=r"1 prefixes \(--start-with\) were given for 2 workers"):
         open_model(config, unwatched)
+
+
+LARGE = "random:llama,hidden=2048,layers=1,heads=16,kv_heads=4,ffn=2048,vocab=300,bits=4"
+
+
+def chosen(config: ClusterConfig, memory_bytes: int = 1 << 30) -> str:
+    return choose_weights(config, open_model(config, unwatched), ["worker-0"], memory_bytes)
+
+
+def test_large_matrices_are_held_in_both_forms_where_the_cpu_and_the_memory_suit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(building, "has_int8_instructions", lambda: True)
+    large = ClusterConfig(model=LARGE, context=64)
+    int4, mixed = (
+        with_weights(open_model(large, unwatched), "bfloat16", weights).footprint for weights in ("int4", "mixed")
+    )
+    assert chosen(large) == "mixed"
+    between = (sum(int4.layer_weight_bytes) + sum(mixed.layer_weight_bytes)) // 2 + mixed.embedding_bytes
+    assert chosen(large, between + mixed.head_bytes + (8 << 20)) == "int4"  # KV cache included
+    assert chosen(ClusterConfig(model=TINY)) == "int4"
+    assert chosen(ClusterConfig(model=LARGE, context=64, dtype="float32")) == "int4"
+    with pytest.raises(InfeasiblePlanError):
+        chosen(large, 1 << 20)
+    monkeypatch.setattr(building, "has_int8_instructions", lambda: False)
+    assert chosen(large) == "int4"
+
+
+def test_weights_that_were_asked_for_are_taken_or_refused() -> None:
+    assert chosen(ClusterConfig(model=TINY, weights="int8")) == "int8"
+    with pytest.raises(InfeasiblePlanError):
+        chosen(ClusterConfig(model=TINY, weights="mixed"), 1000)
+
+
+def test_what_may_be_reused_follows_the_weights() -> None:
+    config = ClusterConfig(model=TINY)
+    model = open_model(config, unwatched)
+    assert coordinator_config(config, model, "mixed").prefix_reuse == "prompt"
+    assert coordinator_config(config, model, "int4").prefix_reuse == "all"
+    by_name = ClusterConfig(model=TINY, prefix_reuse="all")
+    assert coordinator_config(by_name, model, "mixed").prefix_reuse == "all"
