@@ -1,12 +1,12 @@
 """What no implementation can beat: bytes over bandwidth, operations over rate, light over wire. Pure functions.
 
-    stage_s   = max(bytes read / memory bandwidth, 2 * parameters * rows / bf16 rate)
+    stage_s   = max(bytes read / memory bandwidth, 2 * parameters * rows / product rate)
     decode_s  = sum of stages + sum of (link delays + bytes / rate), the token's way back included
     prefill_s = flow shop of chunks over stages and links, with the best size of chunks
 
 Weights count as stored in the file. The cut between stages is the best there is at whole layers. Software costs
-nothing here, and neither do frame headers, norms and sampling. The rate is that of bf16 products, so a kernel that
-multiplies in int8 may beat the bounds that are made of arithmetic (prefill, many rows), never those made of bytes.
+nothing here, and neither do frame headers, norms and sampling. The rate is that of the fastest product that stock
+PyTorch has on this machine, of 8-bit integers where there are instructions for them.
 """
 
 from __future__ import annotations

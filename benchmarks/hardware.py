@@ -18,6 +18,7 @@ import psutil
 
 from benchmarks.bounds import NodeSpeed
 from butterfly.specs import Spec
+from butterfly.worker.resources import has_int8_instructions
 
 BUFFER_BYTES = 1 << 30  # several times the largest cache in use
 REPEATS = 5
@@ -49,13 +50,13 @@ class KernelPoint(Spec, frozen=True):
 class ThreadRates(Spec, frozen=True):
     threads: int
     read_bytes_per_s: float
-    bf16_flops_per_s: float
+    product_flops_per_s: float  # of the fastest kind of product
     kernels: tuple[KernelPoint, ...]
 
     @property
     def speed(self) -> NodeSpeed:
         """What a node with so many threads can do at best."""
-        return NodeSpeed(bandwidth_bytes_per_s=self.read_bytes_per_s, flops_per_s=self.bf16_flops_per_s)
+        return NodeSpeed(bandwidth_bytes_per_s=self.read_bytes_per_s, flops_per_s=self.product_flops_per_s)
 
 
 class Machine(Spec, frozen=True):
@@ -87,7 +88,7 @@ def _best_rates(a: ThreadRates, b: ThreadRates) -> ThreadRates:
     return ThreadRates(
         threads=a.threads,
         read_bytes_per_s=max(a.read_bytes_per_s, b.read_bytes_per_s),
-        bf16_flops_per_s=max(a.bf16_flops_per_s, b.bf16_flops_per_s),
+        product_flops_per_s=max(a.product_flops_per_s, b.product_flops_per_s),
         kernels=tuple(min(pair, key=lambda point: point.seconds) for pair in zip(a.kernels, b.kernels, strict=True)),
     )
 
@@ -143,10 +144,10 @@ def measure_rates(threads: int) -> ThreadRates:
     import torch
 
     torch.set_num_threads(threads)
-    kernels = [*_int4_points(), *_bf16_points()]
+    kernels = [*_int4_points(), *_bf16_points(), *_int8_points()]
     read = max(_read_bandwidth(), *(point.bytes_per_s for point in kernels))
-    bf16 = max(point.flops_per_s for point in kernels if point.kernel == "bf16")
-    return ThreadRates(threads=threads, read_bytes_per_s=read, bf16_flops_per_s=bf16, kernels=tuple(kernels))
+    products = max(point.flops_per_s for point in kernels)
+    return ThreadRates(threads=threads, read_bytes_per_s=read, product_flops_per_s=products, kernels=tuple(kernels))
 
 
 def best_s(work: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -188,6 +189,37 @@ def _int4_points() -> list[KernelPoint]:
         return lambda index: multiply(x, copies[index][0], 32, copies[index][1])
 
     return [_point("int4", rows, product(rows), len(copies), num_bytes) for rows in KERNEL_ROWS]
+
+
+def _int8_points() -> list[KernelPoint]:
+    """Bytes by bytes, and as the engine uses it, with activations of two bytes. None without VNNI instructions."""
+    import torch
+
+    from butterfly.engine.int8_linear import Int8Linear
+
+    if not has_int8_instructions():
+        return []
+    linears = []
+    for _ in range(ROUND_ROBIN_BYTES // (OUT_FEATURES * IN_FEATURES)):
+        linear = Int8Linear(OUT_FEATURES, IN_FEATURES)
+        linear.fill(0, torch.ones(OUT_FEATURES, IN_FEATURES))
+        linear.finish()
+        linears.append(linear)
+
+    def of_bytes(rows: int) -> Callable[[int], object]:
+        q = torch.full((rows, IN_FEATURES), 100, dtype=torch.uint8)
+        return lambda index: linears[index].sums(q)
+
+    def of_words(rows: int) -> Callable[[int], object]:
+        x = torch.randn(rows, IN_FEATURES)
+        return lambda index: linears[index](x)
+
+    num_bytes = OUT_FEATURES * IN_FEATURES
+    return [
+        _point(kernel, rows, product(rows), len(linears), num_bytes)
+        for kernel, product in (("int8", of_bytes), ("int8, 16-bit activations", of_words))
+        for rows in KERNEL_ROWS
+    ]
 
 
 def _bf16_points() -> list[KernelPoint]:

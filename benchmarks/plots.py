@@ -23,6 +23,7 @@ COLOURS = {
     "met": "#2e7d4f",
     "missed": "#b3372f",
 }
+KERNEL_COLOURS = ("#1f5fa8", "#c8641e", "#8a8a8a", "#2e7d4f")
 DPI = 130
 WIDEST = 4.0  # times the target: longer bars say no more
 STYLE: dict[Any, Any] = {
@@ -183,7 +184,7 @@ def roofline_plot(record: Record) -> Canvas | None:
     for axes, measured in zip(plots, rates, strict=True):
         _roof(axes, measured)
         kernels = dict.fromkeys(point.kernel for point in measured.kernels)
-        for kernel, colour in zip(kernels, (COLOURS[OURS], COLOURS[PEER]), strict=False):
+        for kernel, colour in zip(kernels, KERNEL_COLOURS, strict=False):
             _kernel(axes, [point for point in measured.kernels if point.kernel == kernel], colour)
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -200,10 +201,12 @@ def roofline_plot(record: Record) -> Canvas | None:
 
 def _roof(axes: Axes, measured: ThreadRates) -> None:
     """Memory's slope up to where arithmetic takes over, then flat."""
-    knee = measured.bf16_flops_per_s / measured.read_bytes_per_s
+    knee = measured.product_flops_per_s / measured.read_bytes_per_s
     intensities = sorted([knee, *(point.flops / point.weight_bytes for point in measured.kernels)])
-    roof = [min(measured.bf16_flops_per_s, value * measured.read_bytes_per_s) / 1e9 for value in intensities]
-    axes.plot(intensities, roof, color=COLOURS["bound"], linestyle="--", label="bound: memory, then bf16")
+    roof = [min(measured.product_flops_per_s, value * measured.read_bytes_per_s) / 1e9 for value in intensities]
+    axes.plot(
+        intensities, roof, color=COLOURS["bound"], linestyle="--", label="bound: memory, then the fastest product"
+    )
 
 
 def _kernel(axes: Axes, points: Sequence[KernelPoint], colour: str) -> None:

@@ -30,11 +30,12 @@ single stream, *prefill* the prompt's tokens / TTFT, *streams-N* the output toke
 included in the time.
 
 The bound is what no implementation can beat: stored bytes of weights and KV cache over the memory's bandwidth,
-operations over the rate of bf16 products, links as configured, the best cut at whole layers; `benchmarks/bounds.py`
-says it in full. Bandwidth and rates are measured before and after the loads, with as many threads as a node has; the
-best counts. Emulated nodes have a core and links of their own, or a share of a core where this machine has too few; the
-network is measured first, and a scenario whose network is not as asked for is not reported. SmolLM2 fits into large
-caches, so it may come nearer to its bound, or beyond it, than a model that must be read from memory."""
+operations over the rate of the fastest products (of 8-bit integers, where the CPU has them), links as configured, the
+best cut at whole layers; `benchmarks/bounds.py` says it in full. Bandwidth and rates are measured before and after
+the loads, with as many threads as a node has; the best counts. Emulated nodes have a core and links of their own, or a
+share of a core where this machine has too few; the network is measured first, and a scenario whose network is not as
+asked for is not reported. SmolLM2 fits into large caches, so it may come nearer to its bound, or beyond it, than a
+model that must be read from memory."""
 
 
 def write_results(record: Record, folder: Path, *, plots: bool = True) -> Path:
@@ -95,7 +96,7 @@ def machine_text(record: Record) -> str:
     machine = record.machine
     rates = "; ".join(
         f"{rate.threads} thread{'s' if rate.threads > 1 else ''}: {rate.read_bytes_per_s / 1e9:.1f} GB/s read, "
-        f"{rate.bf16_flops_per_s / 1e9:.0f} Gflop/s in bf16"
+        f"{rate.product_flops_per_s / 1e9:.0f} Gflop/s in products"
         for rate in machine.rates
     )
     return (

@@ -49,13 +49,18 @@ class Int8Linear:
     def __call__(self, x_MK: torch.Tensor) -> torch.Tensor:
         num_rows = len(x_MK)
         bytes_2MK, scale_M1 = split_bytes(x_MK)
-        sums_2MN: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            *(_padded(bytes_2MK), 1.0, _ZERO_POINT, self._weight, self._scale, self._zero, None),
-            *(1.0, 0, torch.float32, "none", [], ""),
-        )
+        sums_2MN = self.sums(_padded(bytes_2MK))
         high_MN, low_MN = sums_2MN[:num_rows], sums_2MN[num_rows : 2 * num_rows]
         y_MN = low_MN.add_(high_MN, alpha=256).mul_(scale_M1)
         return y_MN if self._bias is None else y_MN.add_(self._bias)
+
+    def sums(self, bytes_MK: torch.Tensor) -> torch.Tensor:
+        """Return (q - 128) @ w^T in float32 for rows of unsigned bytes q."""
+        sums_MN: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(bytes_MK, 1.0, _ZERO_POINT, self._weight, self._scale, self._zero, None),
+            *(1.0, 0, torch.float32, "none", [], ""),
+        )
+        return sums_MN
 
 
 def split_bytes(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

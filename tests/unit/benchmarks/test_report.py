@@ -38,7 +38,7 @@ MACHINE = Machine(
     kernel="6.1",
     python="3.11",
     torch="2.13",
-    rates=(ThreadRates(threads=1, read_bytes_per_s=10e9, bf16_flops_per_s=100e9, kernels=KERNELS),),
+    rates=(ThreadRates(threads=1, read_bytes_per_s=10e9, product_flops_per_s=100e9, kernels=KERNELS),),
 )
 TWO_NODES = next(scenario for scenario in all_scenarios(2) if scenario.name == "two-llama-1b-1gbit-0.5ms")
 
