@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import get_args
 
 import pytest
 import torch
@@ -10,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from butterfly.engine.activation import activate
 from butterfly.engine.attention import attend
 from butterfly.engine.decode_attention import DecodeGroup
-from butterfly.engine.decoder import ACTIVATIONS, RMSNorm
+from butterfly.engine.decoder import RMSNorm
 from butterfly.engine.int8_linear import Int8Linear, split_bytes
 from butterfly.engine.kv_cache import KVCache, Slab
 from butterfly.engine.linear import DenseLinear, Linear, PackedLinear
 from butterfly.engine.quantization import unpack
 from butterfly.engine.rope import Rope
-from butterfly.specs import RopeSpec
+from butterfly.specs import Activation, RopeSpec
 from butterfly.worker.resources import has_int8_instructions
 
 MOST_ROWS = 160
@@ -201,10 +203,9 @@ def test_row_wise_operations_do_not_depend_on_their_company(width: int, num_rows
         rope.rotate(x[rows].view(-1, 4, width // 4), *part_angles),
         rope.rotate(x.view(-1, 4, width // 4), *angles)[rows],
     )
-    for activation in ACTIVATIONS.values():
-        assert torch.equal(activation(x[rows]), activation(x)[rows])
-        gate, part = x.float().chunk(2, dim=-1)[0], x[rows].float().chunk(2, dim=-1)[0]
-        assert torch.equal(activation(part), activation(gate)[rows])
+    gate, part = x.float().chunk(2, dim=-1)[0], x[rows].float().chunk(2, dim=-1)[0]
+    for activation in get_args(Activation):
+        assert torch.equal(activate(activation, part), activate(activation, gate)[rows])
     (high_low, scale), (part_high_low, part_scale) = split_bytes(x), split_bytes(x[rows])
     assert torch.equal(part_high_low, high_low.view(2, MOST_ROWS, -1)[:, rows].flatten(0, 1))
     assert torch.equal(part_scale, scale[rows])
@@ -221,6 +222,21 @@ def test_linear_does_not_depend_on_the_number_of_threads(kind: str, shape: tuple
             torch.set_num_threads(num_threads)
             for num_rows in (1, 2, 7, MOST_ROWS):
                 assert torch.equal(linear(x[:num_rows]), expected[:num_rows])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("width", [288, 1536, 5632, 20000])
+def test_activation_does_not_depend_on_rows_or_threads(activation: Activation, width: int) -> None:
+    gate = randn(128, 2 * width, seed=9).float().chunk(2, dim=-1)[0]
+    expected = activate(activation, gate)
+    before = torch.get_num_threads()
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            for num_rows in (1, 2, 3, 5, 11, 31, 57, 127, 128):
+                assert torch.equal(activate(activation, gate[:num_rows]), expected[:num_rows])
     finally:
         torch.set_num_threads(before)
 

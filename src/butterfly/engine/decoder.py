@@ -6,25 +6,20 @@ Legend: M tokens, H query heads, K key/value heads, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
+from butterfly.engine.activation import activate
 from butterfly.engine.attention import attend
 from butterfly.engine.decode_attention import DecodeGroup
 from butterfly.engine.kv_cache import Slab
 from butterfly.engine.linear import LinearLoader
 from butterfly.engine.rope import Rope
-from butterfly.specs import Activation, ModelSpec, TensorEntry
+from butterfly.specs import ModelSpec, TensorEntry
 
 _MLP_ROWS = 128  # 64 to 256 are about as fast
-
-ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-}
 
 
 class SequenceRows(NamedTuple):
@@ -83,7 +78,6 @@ class DecoderLayer:
         self._output = loader.load(entries("o"))
         self._gate_up = loader.load(entries("gate", "up"))
         self._down = loader.load(entries("down"))
-        self._activation = ACTIVATIONS[model.activation]
         self._attn_norm, self._ffn_norm = norm("attn_norm"), norm("ffn_norm")
         self._q_norm = norm("q_norm") if model.qk_norm else None
         self._k_norm = norm("k_norm") if model.qk_norm else None
@@ -118,7 +112,7 @@ class DecoderLayer:
             prompt_rows = min(max(0, num_prompt - first), len(rows))
             # float32 whatever the matrices gave: what is beside a row in its tile must not decide about its rounding
             gate, up = self._gate_up(self._ffn_norm(rows), prompt_rows).float().chunk(2, dim=-1)
-            tiles.append(self._down(self._activation(gate) * up, prompt_rows))
+            tiles.append(self._down(activate(self._model.activation, gate) * up, prompt_rows))
         return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
 
     def _attention(self, x: torch.Tensor, batch: Batch, slot: int, dtype: torch.dtype) -> torch.Tensor:
