@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from butterfly.models import open_model, stage_tensors
+from butterfly.models import open_model, stage_tensors, with_weights
 from butterfly.models.footprint import resident_bytes
-from butterfly.specs import ComputeDType
+from butterfly.specs import ComputeDType, WeightFormat
 from tests.support.pipelines import load_stage
 
 MODELS = (
@@ -18,15 +18,17 @@ MODELS = (
 )
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "weights"), [("bfloat16", "int4"), ("bfloat16", "int8"), ("bfloat16", "mixed"), ("float32", "int4")]
+)
 @pytest.mark.parametrize("reference", MODELS)
-def test_a_stage_holds_what_was_planned(reference: str, dtype: ComputeDType) -> None:
-    model = open_model(reference, dtype=dtype)
+def test_a_stage_holds_what_was_planned(reference: str, dtype: ComputeDType, weights: WeightFormat) -> None:
+    model = with_weights(open_model(reference), dtype, weights)
     for start, end in ((0, 1), (model.spec.num_layers - 1, model.spec.num_layers)):
         head = end == model.spec.num_layers
         planned = sum(model.footprint.layer_weight_bytes[start:end]) + head * model.footprint.head_bytes
         planned += (start == 0) * model.footprint.embedding_bytes
-        assert load_stage(model, start, end, dtype).weight_bytes == planned
+        assert load_stage(model, start, end, dtype, weights).weight_bytes == planned
 
 
 def test_packed_weights_stay_close_to_their_file() -> None:

@@ -42,12 +42,12 @@ def open_model(
     *,
     progress: Progress | None = None,
     dtype: ComputeDType = "bfloat16",
-    weights: WeightFormat = "int4",
     max_context: int | None = None,
 ) -> Model:
     """Return the model behind a path, alias, hub id or `random:...`.
 
-    `dtype` and `weights` are what the footprint is computed for, `max_context` (tokens) lowers the model's own limit,
+    `dtype` is what the footprint is computed for, with int4 weights; `max_context` (tokens) lowers the model's own
+    limit,
     `progress` hears (what, done bytes, total bytes) while a file is fetched or assembled. Raises
     ModelNotFoundError, ModelFormatError, UnsupportedModelError or ConfigError, each with one line.
     """
@@ -56,7 +56,7 @@ def open_model(
     return Model(
         spec=spec,
         tensors=parts.tensors,
-        footprint=footprint(spec, parts.tensors, dtype, weights),
+        footprint=footprint(spec, parts.tensors, dtype),
         tokenizer=parts.tokenizer,
         chat_template=parts.chat_template,
         eos_token_ids=end_token_ids(parts.tokenizer, parts.stated_eos_ids),
