@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,9 @@ def probe_server(node: Node) -> Iterator[int]:
     """A server for `python -m benchmarks.lab.probe measure` in a node; yields its port."""
     with node.popen([*PROBE, "serve"], pinned=False, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
-            if server.stdout is None or not (port := server.stdout.readline()):
+            assert server.stdout is not None
+            is_heard = select.select([server.stdout], (), (), PROBE_S)[0]
+            if not is_heard or not (port := server.stdout.readline()):
                 raise LabError(f"the probe did not start in {node.name}")
             yield int(port)
         finally:
