@@ -76,17 +76,19 @@ def choose_weights(config: ClusterConfig, model: models.Model, names: Sequence[s
     product costs more per call. Raises InfeasiblePlanError when not even int4 fits.
     """
     workload = coordinator_config(config, model, "int4").workload
-    candidates: list[WeightFormat] = ["int4"] if config.weights == "auto" else [config.weights]
+
+    def check(weights: WeightFormat) -> WeightFormat:
+        check_it_fits(models.with_weights(model, config.dtype, weights), names, memory_bytes, workload)
+        return weights
+
+    if config.weights != "auto":
+        return check(config.weights)
     gate = model.tensors.get("layers.0.gate")
     is_large = gate is not None and prod(gate.shape) >= _LARGE_MATRIX
-    if config.weights == "auto" and config.dtype == "bfloat16" and is_large and has_int8_instructions():
-        candidates.insert(0, "mixed")
-    for weights in candidates[:-1]:
+    if config.dtype == "bfloat16" and is_large and has_int8_instructions():
         with suppress(InfeasiblePlanError):
-            check_it_fits(models.with_weights(model, config.dtype, weights), names, memory_bytes, workload)
-            return weights
-    check_it_fits(models.with_weights(model, config.dtype, candidates[-1]), names, memory_bytes, workload)
-    return candidates[-1]
+            return check("mixed")
+    return check("int4")
 
 
 def worker_command(config: ClusterConfig, memory_bytes: int) -> Sequence[str]:
