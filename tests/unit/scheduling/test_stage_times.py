@@ -105,11 +105,11 @@ class TestChunkAlone:
         assert times.chunk_tokens(5000, 3, 64, num_decodes=0) == 200
         assert times.chunk_tokens(1250, 9, 64, num_decodes=0) == 50
 
-    def test_of_one_stage_takes_half_a_second(self) -> None:
-        assert learned(BASE_S, PER_TOKEN_S).chunk_tokens(10_000, 1, 64, num_decodes=0) == 512
+    def test_of_one_stage_takes_one_second(self) -> None:
+        assert learned(BASE_S, PER_TOKEN_S).chunk_tokens(10_000, 1, 64, num_decodes=0) == 1024
 
-    def test_is_never_longer_than_half_a_second_nor_shorter_than_sixteen_tokens(self) -> None:
-        assert learned(BASE_S, PER_TOKEN_S).chunk_tokens(1_000_000, 2, 64, num_decodes=0) == 512
+    def test_is_never_longer_than_one_second_nor_shorter_than_sixteen_tokens(self) -> None:
+        assert learned(BASE_S, PER_TOKEN_S).chunk_tokens(1_000_000, 2, 64, num_decodes=0) == 1024
         assert learned(1e-6, PER_TOKEN_S).chunk_tokens(100, 2, 64, num_decodes=0) == 16
 
     def test_without_a_base_takes_one_token_for_it(self) -> None:
