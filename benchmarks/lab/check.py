@@ -60,7 +60,8 @@ def check_path(lab: Lab, sender: str, receiver: str, rate_s: float = 0.5, rtt_s:
         rate_bits_per_s=measured["rate_bits_per_s"],
         asked_rtt_s=sum(
             link.crossing_s(PROBE_BYTES + HEADER_BYTES) for link in (there.up, back.down, back.up, there.down)
-        ),
+        )
+        + (2 * lab.between_sites_s if there.site != back.site else 0.0),
         median_rtt_s=measured["median_rtt_s"],
         p99_rtt_s=measured["p99_rtt_s"],
     )

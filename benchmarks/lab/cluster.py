@@ -94,15 +94,17 @@ class Lab:
     with Lab([NodeConfig("a", Link(1e9, 1e-4), Link(1e9, 1e-4)), ...]) as lab:
         lab.nodes["a"].popen([...])
 
+    Nodes of different sites are `between_sites_s` further apart, one way.
     Any number of labs may exist at once; their nodes do not see each other, nor the machine they run on.
     Raises LabError, on entering, where the system refuses; see `unavailable`.
     """
 
-    def __init__(self, configs: Sequence[NodeConfig]) -> None:
+    def __init__(self, configs: Sequence[NodeConfig], between_sites_s: float = 0.0) -> None:
         names = [config.name for config in configs]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"a lab needs nodes with names that differ, not {names}")
         self.configs = {config.name: config for config in configs}
+        self.between_sites_s = between_sites_s
         self.nodes: dict[str, Node] = {}
         self.run = new_run()  # the name under which the system knows what is ours
         self._numbers = {name: number for number, name in enumerate(names)}
@@ -171,7 +173,14 @@ class Lab:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(CONTROL_S)
         links = [(astuple(config.up), astuple(config.down)) for config in self.configs.values()]
-        settings = {"run": self.run, "control": theirs.fileno(), "taps": taps, "links": links}
+        settings = {
+            "run": self.run,
+            "control": theirs.fileno(),
+            "taps": taps,
+            "links": links,
+            "sites": [config.site for config in self.configs.values()],
+            "between_sites_s": self.between_sites_s,
+        }
         with theirs:
             switch = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.lab.switch", json.dumps(settings)],

@@ -37,7 +37,8 @@ class NodeConfig:
     """One machine of the cluster.
 
     `cores` are the cores its pinned processes may run on (empty: all); `cpu_share` is how many cores' worth of time
-    they may use together (0.5 is half of one core; None: no limit).
+    they may use together (0.5 is half of one core; None: no limit). Between nodes of different sites, the lab's
+    `between_sites_s` comes on top of the delays of both links.
     """
 
     name: str
@@ -45,6 +46,7 @@ class NodeConfig:
     down: Link
     cores: tuple[int, ...] = ()
     cpu_share: float | None = None
+    site: str = ""
 
     def __post_init__(self) -> None:
         if self.cpu_share is not None and self.cpu_share <= 0:

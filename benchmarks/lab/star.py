@@ -2,6 +2,8 @@
 
     sender --- up: wait in FIFO, size / rate, delay ---> hub --- down: wait in FIFO, size / rate, delay ---> receiver
 
+Between nodes of different sites, the way through the hub takes a further delay, the same for all.
+
 Both queues drop what comes when they hold more than QUEUE_S seconds of sending (but at least QUEUE_BYTES, so that a
 slow link takes a TCP burst). A frame that waits keeps its time when the link is reshaped: the new rate and delay are
 those of the frames that come after it. A frame whose node is cut when it would move on is lost.
@@ -52,8 +54,12 @@ class _Queue:
 class Star:
     """All queues of the cluster. Nodes are numbers; times are seconds of one clock, given by the caller."""
 
-    def __init__(self, links: Sequence[tuple[Link, Link]]) -> None:
-        """`links` holds each node's up and down."""
+    def __init__(
+        self, links: Sequence[tuple[Link, Link]], sites: Sequence[str] = (), between_sites_s: float = 0.0
+    ) -> None:
+        """`links` holds each node's up and down, `sites` where it stands; frames between two sites take longer."""
+        self._sites = list(sites) or [""] * len(links)
+        self._between_sites_s = between_sites_s
         self._up = [_Queue(up) for up, _ in links]
         self._down = [_Queue(down) for _, down in links]
         self._cut = [False] * len(links)
@@ -76,7 +82,9 @@ class Star:
                 self._counts[sender, receiver][2] += 1
                 continue
             self._number += 1
-            heapq.heappush(self._to_hub, (hub_s, self._number, sender, receiver, frame))
+            far = self._sites[sender] != self._sites[receiver]
+            at_s = hub_s + self._between_sites_s if far else hub_s
+            heapq.heappush(self._to_hub, (at_s, self._number, sender, receiver, frame))
 
     def deliveries(self, now_s: float) -> Iterator[tuple[int, bytes]]:
         """Receiver and frame of all that is due, in order of time."""

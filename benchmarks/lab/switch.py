@@ -104,7 +104,8 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     control = socket.socket(fileno=settings["control"])
     try:
-        star = Star([(Link(*up), Link(*down)) for up, down in settings["links"]])
+        links = [(Link(*up), Link(*down)) for up, down in settings["links"]]
+        star = Star(links, settings["sites"], settings["between_sites_s"])
         run_ahead_of_the_nodes()
         gc.disable()  # frames and heap entries make no cycles
         control.send(b"ready")

@@ -226,6 +226,12 @@ class TestStar:
         star.accept(0.05, 1, self.frame(2))
         assert self.times(star) == [(0.072, 2), (0.112, 2)]
 
+    def test_between_sites_a_frame_takes_longer_and_does_not_hold_up_others(self) -> None:
+        star = Star([(self.LINK, self.LINK)] * 3, ["here", "there", "there"], between_sites_s=0.05)
+        star.accept(0.0, 0, self.frame(1))
+        star.accept(0.0, 2, self.frame(1))
+        assert self.times(star) == [(self.CROSSING_S, 1), (round(self.CROSSING_S + 0.05, 9), 1)]
+
     def test_a_shorter_delay_does_not_reorder(self) -> None:
         star = Star([(self.LINK, self.LINK)] * 2)
         star.accept(0.0, 0, self.frame(1))
