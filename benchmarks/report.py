@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import tables
+from benchmarks.hardware import Machine
 from benchmarks.record import OURS, PEER, Record, ScenarioRecord, figure
 from benchmarks.scenarios import Scenario
 
@@ -63,7 +64,7 @@ def write_page(record: Record, folder: Path, *, plots: bool = True) -> Path:
 def page(record: Record, pictures: Sequence[str] = (), log: str = "") -> str:
     """The whole page as Markdown."""
     parts = [f"# {record.benchmark.capitalize()}: Butterfly beside its bounds{_peer(record)}, {record.created}"]
-    parts += [machine_text(record), "## Method", METHOD.format(rounds=record.rounds)]
+    parts += [machine_text(record.machine), "## Method", METHOD.format(rounds=record.rounds)]
     if record.quick:
         parts.append("This was a quick run: few scenarios, few requests.")
     if record.serve_options:
@@ -92,8 +93,7 @@ def _title(picture: str, record: Record) -> str:
     return picture.removesuffix(".png").removeprefix(f"{record.file_stem}_").replace("-", " ")
 
 
-def machine_text(record: Record) -> str:
-    machine = record.machine
+def machine_text(machine: Machine) -> str:
     rates = "; ".join(
         f"{rate.threads} thread{'s' if rate.threads > 1 else ''}: {rate.read_bytes_per_s / 1e9:.1f} GB/s read, "
         f"{rate.product_flops_per_s / 1e9:.0f} Gflop/s in products"
@@ -175,7 +175,7 @@ def readme_section(record: Record) -> str:
             name, ours, _, bound, share, theirs, _, compared, *_ = tables.figure_row(done, load)
             rows.append([f"{scenario_title(done.scenario)}: {name}", ours, bound, share, theirs, compared])
     page_name = f"benchmarks/results/{record.file_stem}.md"
-    text = f"{machine_text(record)} Method, spreads and what was tried: [{record.file_stem}]({page_name})."
+    text = f"{machine_text(record.machine)} Method, spreads and what was tried: [{record.file_stem}]({page_name})."
     return f"{text}\n\n{tables.markdown(header, rows)}"
 
 

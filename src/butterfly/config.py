@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from butterfly.specs import ComputeDType, Spec, WeightFormat
+from butterfly.specs import ComputeDType, Objective, PlanConstraints, Spec, WeightFormat
 
 PrefixReuseChoice = Literal["auto", "all", "prompt", "off"]  # specs.PrefixReuse, or what the weights allow
 
@@ -18,7 +18,7 @@ class ClusterConfig(Spec, frozen=True):
     dtype: ComputeDType = "bfloat16"
     weights: WeightFormat | Literal["auto"] = "auto"  # auto: mixed where this CPU is fast at int8 and they fit
     num_threads: int = 0  # per worker; 0: the cores shared evenly
-    memory_bytes: int = 0  # per worker; 0: the free memory shared evenly
+    memory_bytes: tuple[int, ...] = ()  # of each worker in order, or one for all; none: the free memory shared evenly
     context: int = 0  # tokens of one request; 0: the model's, at most DEFAULT_CONTEXT
     max_num_sequences: int = 8  # requests in a batch
     kv_tokens: int = 0  # tokens of KV cache in all; 0: context x max_num_sequences
@@ -28,6 +28,9 @@ class ClusterConfig(Spec, frozen=True):
     encrypt: bool = True
     listen_host: str = "127.0.0.1"  # where the coordinator hears its workers
     worker_prefixes: tuple[tuple[str, ...], ...] = ()  # words before the command of each worker, such as ssh and a host
+    objective: Objective = "balanced"
+    constraints: PlanConstraints = PlanConstraints(use_all=True)  # workers that were asked for by number hold layers
+    measure: bool = True  # profile workers and links before the plan is made; False: plan from rates alone
     num_slots: int = 0  # steps in flight; 0: one per stage and one spare; 1: the plain loop
     step_timeout_s: float = 300.0  # of one step through all stages, waiting behind others included
     heartbeat_timeout_s: float = 10.0  # of a worker's silence, after which it is lost

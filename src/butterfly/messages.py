@@ -11,6 +11,8 @@ import msgspec
 from butterfly.errors import ProtocolError
 from butterfly.specs import (
     ComputeDType,
+    ComputeProfile,
+    LinkSpec,
     ModelSpec,
     SampledToken,
     ScoredTokens,
@@ -22,7 +24,7 @@ from butterfly.specs import (
     WeightFormat,
 )
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 class PeerAddress(Spec, frozen=True):
@@ -92,6 +94,20 @@ class Failed(_Message, frozen=True):
     out_of_memory: bool = False
 
 
+class Profiled(_Message, frozen=True):
+    """The answer to Profile."""
+
+    worker: str
+    profile: ComputeProfile
+
+
+class LinksProbed(_Message, frozen=True):
+    """The answer to ProbeLinks: one link for each peer that was asked for, from this worker to it."""
+
+    worker: str
+    links: tuple[LinkSpec, ...]
+
+
 class Result(_Message, frozen=True):
     """The last stage's answer to a step."""
 
@@ -102,6 +118,28 @@ class Result(_Message, frozen=True):
 
 
 # ------------------------------------------------------------------------- coordinator -> worker
+
+
+class Profile(_Message, frozen=True):
+    """Measure what steps of this model take here, then answer Profiled (or Failed)."""
+
+    model: ModelSpec
+    layers: tuple[int, ...]  # one layer of each kind, in the order of the kinds' numbers
+    tensors: tuple[TensorEntry, ...]  # of those layers, norm and lm_head
+    dtype: ComputeDType
+    weights: WeightFormat
+
+
+class Introduce(_Message, frozen=True):
+    """Let these workers send to you."""
+
+    peers: tuple[PeerAddress, ...]
+
+
+class ProbeLinks(_Message, frozen=True):
+    """Measure the links from you to these peers, to which you have been introduced, then answer LinksProbed."""
+
+    peers: tuple[PeerAddress, ...]
 
 
 class Load(_Message, frozen=True):
@@ -125,6 +163,23 @@ class Shutdown(_Message, frozen=True):
     reason: str = ""
 
 
+# ---------------------------------------------------------------------------------- any -> worker
+
+
+class Probe(_Message, frozen=True):
+    """Answer with an Echo at once. The payload, if any, is dropped."""
+
+    number: int
+    reply_to: PeerAddress
+    payload: TensorHeader | None = None
+
+
+class Echo(_Message, frozen=True):
+    """The answer to a Probe."""
+
+    number: int
+
+
 # ------------------------------------------------------------------------------ stage -> stage
 
 
@@ -136,7 +191,25 @@ class Step(_Message, frozen=True):
     timings: tuple[StageTiming, ...] = ()
 
 
-Message = Join | LoadProgress | Loaded | Heartbeat | Failed | Result | Load | Ping | Shutdown | Step
+Message = (
+    Join
+    | LoadProgress
+    | Loaded
+    | Heartbeat
+    | Failed
+    | Profiled
+    | LinksProbed
+    | Result
+    | Load
+    | Profile
+    | Introduce
+    | ProbeLinks
+    | Probe
+    | Echo
+    | Ping
+    | Shutdown
+    | Step
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

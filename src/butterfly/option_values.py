@@ -19,6 +19,11 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """'300M,1G' -> one size for each word; '' -> (). Raises ConfigError."""
+    return tuple(parse_bytes(word) for word in text.split(",")) if text.strip() else ()
+
+
 def parse_dtype(text: str) -> ComputeDType:
     """Raises ConfigError for anything but auto and the compute dtypes."""
     if text == "auto":

@@ -97,18 +97,51 @@ class ModelFootprint(Spec, frozen=True):
     kv_bytes_per_token: tuple[int, ...]  # per layer: keys and values of one token
     max_context: int
     hidden_bytes_per_token: int  # what crosses a link for one token
+    layer_kinds: tuple[int, ...] = ()  # layers with one number cost the same; empty: all do
+    num_layer_params: tuple[int, ...] = ()  # multiplications per token of each layer; empty: two per byte
+    num_head_params: int = 0  # 0: two per byte
+    activation_bytes_per_token: int = 0  # what a stage needs while it computes, per token of a step
+
+    def layer_kind(self, layer: int) -> int:
+        return self.layer_kinds[layer] if self.layer_kinds else 0
 
 
 # --------------------------------------------------------------------------- clusters and plans
 
 
+class TimeTable(Spec, frozen=True):
+    """Measured seconds on a grid. Between its points and beyond them `partitioning.costs` goes on in straight lines."""
+
+    num_tokens: tuple[int, ...]  # ascending
+    contexts: tuple[int, ...]  # ascending: tokens in the KV cache of each sequence
+    seconds: tuple[tuple[float, ...], ...]  # [context][number of tokens]
+
+
+class LayerProfile(Spec, frozen=True):
+    """One decoder layer on one node."""
+
+    decode: TimeTable  # so many sequences with one generated token each
+    prefill: TimeTable  # so many tokens of one prompt
+
+
+class ComputeProfile(Spec, frozen=True):
+    """What steps of one model take on one node, as measured there with its own weights and kernels."""
+
+    layers: tuple[LayerProfile, ...]  # one for each kind of layer, in the order of their numbers
+    head: TimeTable  # norm, lm_head and sampling of so many tokens; its one context is 0
+    step_s: float  # what a step takes on a stage beside its layers and the head
+
+
 class NodeSpec(Spec, frozen=True):
-    """A machine that can hold one stage, as measured."""
+    """A machine that can hold one stage, as measured or as described by hand."""
 
     name: str
     memory_bytes: int  # what weights, KV cache and activations may use together
     memory_bandwidth_bytes_per_s: float
     device: str = "cpu"
+    flops_per_s: float = 0.0  # of matrix products; 0: not known, taken from the memory bandwidth
+    site: str = ""  # for people: where it stands
+    profile: ComputeProfile | None = None  # of the model that is planned; None: a bound from the rates stands in
 
 
 class LinkSpec(Spec, frozen=True):
@@ -116,11 +149,14 @@ class LinkSpec(Spec, frozen=True):
     target: str
     latency_s: float  # one way
     bandwidth_bytes_per_s: float
+    software_s: float = 0.0004  # work on a message at both ends: schedule or check, encode, decode, hand over
 
 
 class ClusterSpec(Spec, frozen=True):
+    """Nodes and the links between them; the coordinator's end of a link is called `coordinator`."""
+
     nodes: tuple[NodeSpec, ...]
-    links: tuple[LinkSpec, ...] = ()  # a missing pair uses the planner's default link
+    links: tuple[LinkSpec, ...] = ()  # a missing pair is as its other direction, or else the planner's default link
 
 
 Objective = Literal["latency", "throughput", "balanced"]
@@ -133,11 +169,30 @@ class WorkloadSpec(Spec, frozen=True):
     context: int = 2048  # tokens of KV cache per sequence
     kv_tokens: int = 0  # tokens of KV cache in all, when less than concurrency x context; 0: that product
     objective: Objective = "latency"
+    prompt_tokens: int = 512  # of the prompt whose TTFT is predicted
+    max_num_batched_tokens: int = 512  # tokens of one step at most: activations must fit
 
     def total_kv_tokens(self, context: int) -> int:
         """Tokens of KV cache that every stage must hold, when sequences have `context` tokens at most."""
         tokens = self.concurrency * context
         return min(tokens, self.kv_tokens) if self.kv_tokens else tokens
+
+
+class LayerPin(Spec, frozen=True):
+    """This node holds exactly the layers [start, end)."""
+
+    node: str
+    start: int
+    end: int
+
+
+class PlanConstraints(Spec, frozen=True):
+    """What people ask of a plan beyond its being good."""
+
+    layers: tuple[LayerPin, ...] = ()
+    exclude: tuple[str, ...] = ()  # nodes that hold nothing
+    max_nodes: int = 0  # 0: any number
+    use_all: bool = False  # every node that is not excluded holds layers, also where leaving it out were faster
 
 
 class StagePlan(Spec, frozen=True):
@@ -151,10 +206,17 @@ class StagePlan(Spec, frozen=True):
     weight_bytes: int
     kv_bytes: int  # reserved for the workload's KV cache
     predicted_compute_s: float  # one decode token of one stream through this stage
+    activation_bytes: int = 0  # reserved for the largest step
+    predicted_hop_s: float = 0.0  # one decode token on its way to this stage
 
     @property
     def num_layers(self) -> int:
         return self.end - self.start
+
+    @property
+    def num_bytes(self) -> int:
+        """All that it needs."""
+        return self.weight_bytes + self.kv_bytes + self.activation_bytes
 
 
 class Plan(Spec, frozen=True):
@@ -162,9 +224,19 @@ class Plan(Spec, frozen=True):
 
     stages: tuple[StagePlan, ...]
     predicted_tpot_s: float  # compute + links + software of one decode token, one stream
-    bound_tpot_s: float  # the same without software: no implementation can be faster
+    bound_tpot_s: float  # memory and links alone: no implementation can be faster on these stages
     binding: str  # the constraint that binds, in words
     kv_capacity_tokens: int  # tokens of KV cache that every stage can hold
+    objective: Objective = "latency"
+    cost_s: float = 0.0  # what was made small: seconds, see partitioning.objective
+    gap: float = 0.0  # by how much of `cost_s` a better plan might beat this one; 0: proven that none does
+    predicted_ttft_s: float = 0.0  # of a prompt of `prompt_tokens`, on an idle cluster
+    prompt_tokens: int = 0
+    predicted_tokens_per_s: float = 0.0  # of `concurrency` streams together, decoding
+    concurrency: int = 1
+    return_hop_s: float = 0.0  # from the last stage to the coordinator
+    left_out: tuple[str, ...] = ()  # nodes of the cluster that hold nothing
+    pin_cost_s: float = 0.0  # how much of `cost_s` the constraints cost: 0 without any
 
 
 # ------------------------------------------------------------------------------------- requests
@@ -342,8 +414,10 @@ class StepResult(Spec, frozen=True):
 
 # --------------------------------------------------------------------------------------- status
 
-WorkerPhase = Literal["starting", "joined", "loading", "ready", "lost"]
-ClusterPhase = Literal["starting", "loading", "ready", "failed", "stopping"]
+WorkerPhase = Literal["starting", "joined", "measuring", "loading", "ready", "standby", "lost"]
+"""standby: the plan left it out; it holds nothing, and nothing waits for it."""
+
+ClusterPhase = Literal["starting", "measuring", "loading", "ready", "failed", "stopping"]
 
 
 class WorkerStatus(Spec, frozen=True):
@@ -363,6 +437,30 @@ class WorkerStatus(Spec, frozen=True):
     load_fraction: float = 0.0
 
 
+class StageSpeed(Spec, frozen=True):
+    worker: str
+    compute_s: float
+
+
+class StreamSpeed(Spec, frozen=True):
+    """Where the time of one generated token goes while no other request runs."""
+
+    context: int  # tokens in the KV cache before it
+    tpot_s: float  # the whole step, from scheduling it to holding its token
+    stages: tuple[StageSpeed, ...]  # in pipeline order
+
+    @property
+    def between_s(self) -> float:
+        """What no stage computed: links, and the software at their ends and in the coordinator."""
+        return self.tpot_s - sum(stage.compute_s for stage in self.stages)
+
+
+class MeasuredSpeed(StreamSpeed, frozen=True):
+    """Medians over the last such steps; the context is their mean."""
+
+    num_steps: int
+
+
 class ClusterStatus(Spec, frozen=True):
     """A snapshot for `/status`, `butterfly status` and `/ready`."""
 
@@ -375,4 +473,7 @@ class ClusterStatus(Spec, frozen=True):
     waiting_requests: int = 0
     kv_used_tokens: int = 0  # of plan.kv_capacity_tokens: held by running requests
     kv_kept_tokens: int = 0  # held by finished ones, for the next request with the same beginning
-    detail: str = ""  # one line: why not ready
+    detail: str = ""  # one line: why not ready; when ready, which workers on standby were lost
+    cluster: ClusterSpec | None = None  # as measured, with profiles of this model
+    measured: MeasuredSpeed | None = None  # None: no request has run alone yet
+    predicted: StreamSpeed | None = None  # by the planner's costs, at the context of `measured`

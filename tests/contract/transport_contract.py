@@ -12,7 +12,7 @@ import pytest
 
 from butterfly.communication import Buffer, Inbox, Outbox, Received, Transport
 from butterfly.errors import CommunicationError, PeerTimeoutError, ProtocolError
-from butterfly.messages import Message, PeerAddress, Ping, Shutdown, Step, TensorHeader, encode
+from butterfly.messages import Message, PeerAddress, Ping, Probe, Shutdown, Step, TensorHeader, encode
 from butterfly.specs import StepPlan
 
 PATIENCE_S = 10.0  # longer than anything here takes; reached only when a promise is broken
@@ -71,6 +71,19 @@ def check_payloads_arrive_intact(network: Network) -> None:
         assert received.sender == "sender"
         assert received.num_bytes == sent_bytes == len(encode(message)) + num_bytes
         assert before_s <= received.received_s <= time.monotonic()
+
+
+def check_probes_carry_payloads_or_none(network: Network) -> None:
+    inbox, (outbox,) = joined(network, "sender")
+    for header, payload in ((None, None), (TensorHeader(dtype="bfloat16", shape=(3,)), b"123456")):
+        probe = Probe(epoch=0, number=1, reply_to=inbox.address, payload=header)
+        outbox.send(probe, payload, timeout_s=PATIENCE_S)
+        received = expect(inbox)
+        assert received.message == probe
+        assert (None if received.payload is None else bytes(received.payload)) == payload
+    probe = Probe(epoch=0, number=1, reply_to=inbox.address, payload=TensorHeader(dtype="bfloat16", shape=(3,)))
+    with pytest.raises(ProtocolError, match=r"Probe with no payload where its header announces a payload of 6 bytes"):
+        outbox.send(probe, timeout_s=PATIENCE_S)
 
 
 def check_any_contiguous_buffer_is_a_payload(network: Network) -> None:

@@ -21,7 +21,8 @@ from butterfly import __version__
 from butterfly.cli.console import console, print_error
 from butterfly.errors import ButterflyError
 
-COMMANDS = ("serve", "generate", "chat", "worker", "status", "bench")  # modules here, with a function of the same name
+COMMANDS = ("serve", "generate", "chat", "worker", "plan", "probe", "status", "bench")
+"""Modules here, with a function of the same name."""
 
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,8 @@ import typer
 
 from butterfly.config import ClusterConfig, PrefixReuseChoice
 from butterfly.errors import ConfigError
-from butterfly.option_values import check_device, parse_bytes, parse_dtype, parse_weights
+from butterfly.option_values import check_device, parse_dtype, parse_sizes, parse_weights
+from butterfly.specs import LayerPin, Objective, PlanConstraints
 
 ModelArgument = Annotated[
     str,
@@ -31,7 +33,12 @@ Weights = Annotated[
     ),
 ]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads per worker; 0 shares the cores evenly.")]
-Memory = Annotated[str, typer.Option(help="Memory per worker, such as 300M or 4G; empty shares the free memory.")]
+Memory = Annotated[
+    str,
+    typer.Option(
+        help="Memory of each worker, such as 300M or 4G, or of one after the other: 300M,1G; empty shares what is free."
+    ),
+]
 Context = Annotated[int, typer.Option(min=0, help="Tokens of one request at most; 0 is the model's, up to 4096.")]
 MaxSequences = Annotated[int, typer.Option(min=1, help="Requests that run at once.")]
 KVTokens = Annotated[
@@ -91,6 +98,31 @@ StartWith = Annotated[
         "repeatable, one for each worker in order.",
     ),
 ]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option("--layers", metavar="NODE=A:B", help="This node holds layers A to B, B excluded; repeatable."),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="NODE", help="This node holds nothing; repeatable.")
+]
+ObjectiveOption = Annotated[
+    Objective,
+    typer.Option("--objective", help="What is made fast: latency of one stream, throughput of all, or both balanced."),
+]
+AllWorkers = Annotated[
+    bool,
+    typer.Option(
+        "--all-workers/--best-workers",
+        help="Every worker holds layers, or only those with which the plan is best; the others stand by.",
+    ),
+]
+Measure = Annotated[
+    bool,
+    typer.Option(
+        "--measure/--no-measure",
+        help="Measure workers and links for some seconds (and keep what workers took) before the plan is made.",
+    ),
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
 TopK = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Sample among the K likeliest tokens; 0: all.")]
@@ -107,6 +139,26 @@ def split_prefixes(start_with: list[str] | None) -> tuple[tuple[str, ...], ...]:
         raise ConfigError(f"--start-with {start_with}: {error}") from error
 
 
+def parse_pin(text: str) -> LayerPin:
+    """'laptop=0:14' -> layers [0, 14) on laptop. Raises ConfigError."""
+    match = re.fullmatch(r"(.+)=(\d+):(\d+)", text)
+    if match is None:
+        raise ConfigError(f"--layers {text!r} is no range of layers on a node; write it like laptop=0:14")
+    return LayerPin(node=match[1], start=int(match[2]), end=int(match[3]))
+
+
+def plan_constraints(
+    layers: list[str] | None, exclude: list[str] | None, *, max_nodes: int = 0, use_all: bool = False
+) -> PlanConstraints:
+    """What --layers and --exclude ask for. With --layers, other nodes get what is left, if it is any."""
+    return PlanConstraints(
+        layers=tuple(parse_pin(text) for text in layers or ()),
+        exclude=tuple(exclude or ()),
+        max_nodes=max_nodes,
+        use_all=use_all and not layers,
+    )
+
+
 def cluster_config(
     model: str, workers: int, device: str, dtype: str, weights: str, threads: int, memory: str, context: int
 ) -> ClusterConfig:
@@ -118,6 +170,6 @@ def cluster_config(
         dtype=parse_dtype(dtype),
         weights=parse_weights(weights),
         num_threads=threads,
-        memory_bytes=parse_bytes(memory) if memory else 0,
+        memory_bytes=parse_sizes(memory),
         context=context,
     )

@@ -1,4 +1,4 @@
-"""`butterfly status [URL]`: who holds which layers."""
+"""`butterfly status [URL]`: who holds which layers, and whether that is as fast as was predicted."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import typer
 from rich.table import Table
 
 from butterfly.cli.console import console, format_bytes, format_layers
+from butterfly.cli.speeds import plan_lines, speed_table, warning
+from butterfly.cluster_file import write_cluster
 from butterfly.errors import ConfigError
-from butterfly.specs import ClusterStatus
+from butterfly.specs import ClusterSpec, ClusterStatus
 
 _TIMEOUT_S = 5.0
 
@@ -28,9 +30,14 @@ def status(
     ca_file: Annotated[
         Path | None, typer.Option("--ca-file", help="Certificate (PEM) to trust for https: the server's or its CA's.")
     ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the cluster as it was measured to this file, for butterfly plan.")
+    ] = None,
 ) -> None:
-    """Show the workers of a running server: layers, memory, epoch."""
+    """Show the workers of a running server: layers, memory, epoch; and what was predicted beside what is measured."""
     snapshot = fetch_status(url, client_key(api_key, os.environ.get("BUTTERFLY_API_KEY", "")), ca_file)
+    if export is not None:
+        write_cluster(export, measured_cluster(snapshot))
     if as_json:
         console.print(msgspec.json.encode(snapshot).decode(), markup=False, soft_wrap=True)
         return
@@ -39,6 +46,27 @@ def status(
         console.print(snapshot.detail, markup=False)
     console.print(f"requests: {snapshot.running_requests} running, {snapshot.waiting_requests} waiting")
     console.print(workers_table(snapshot))
+    print_speeds(snapshot)
+
+
+def measured_cluster(snapshot: ClusterStatus) -> ClusterSpec:
+    """Raises ConfigError when nothing has been measured yet."""
+    if snapshot.cluster is None:
+        raise ConfigError(f"the cluster has not been measured yet: it is {snapshot.phase} ({snapshot.detail})")
+    return snapshot.cluster
+
+
+def print_speeds(snapshot: ClusterStatus) -> None:
+    plan, predicted, measured = snapshot.plan, snapshot.predicted, snapshot.measured
+    if plan is None:
+        return
+    for line in plan_lines(plan):
+        console.print(line, markup=False)
+    if predicted is None or measured is None:
+        return
+    console.print(speed_table(predicted, measured))
+    if words := warning(plan, predicted, measured):
+        console.print(words, markup=False, soft_wrap=True)
 
 
 def fetch_status(url: str, key: str = "", ca_file: Path | None = None) -> ClusterStatus:

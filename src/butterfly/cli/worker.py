@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from butterfly import __version__
 from butterfly.cli.console import set_up_logging
 from butterfly.cli.options import Device, Encrypt, LogLevel, Memory, Threads
 from butterfly.option_values import parse_bytes
@@ -37,6 +38,7 @@ def worker(
     from butterfly.communication import KeyPair, ZmqTransport, local_host_towards
     from butterfly.engine import resolve_device
     from butterfly.worker import measure_resources, run_worker
+    from butterfly.worker.engine_profiler import engine_profiler
     from butterfly.worker.engine_stage import EngineStageFactory
 
     if threads:
@@ -46,7 +48,9 @@ def worker(
     keys = KeyPair(public_key=invited.public_key, secret_key=invited.secret_key)
     host = local_host_towards(invited.coordinator.endpoint)
     with closing(ZmqTransport(invited.name, keys, host, encrypt=encrypt)) as transport:
-        code = run_worker(invited, transport, EngineStageFactory(target), resources, launched=launched)
+        profiler = engine_profiler(target, resources.memory_bytes, __version__)
+        stages = EngineStageFactory(target)
+        code = run_worker(invited, transport, stages, resources, profiler=profiler, launched=launched)
     _leave(code)
 
 

@@ -4,9 +4,9 @@ Promises
 - `ClusterState.handle(event) -> [Action]` is pure: the time comes with the events, nothing is sent, and the
   actions are carried out by the caller in order. The phases and what may happen in each are one table.
 - `snapshot()`, `phase`, `epoch`, `plan` and `detail` are enough to build a `ClusterStatus`.
-- Nothing waits for ever: joining, loading and silence have deadlines, and each names its worker.
+- Nothing waits for ever: joining, measuring, loading and silence have deadlines, and each names its worker.
 - A worker that is lost ends every request with an error that names it and the reason. (Recovery will come
-  behind this border: the same events, other actions.)
+  behind this border: the same events, other actions.) One that the plan left out is only noted.
 - An event that cannot happen raises `IllegalTransitionError` with the story so far. Late words of workers
   after the end (`failed`, `stopping`) are ignored. Drop messages of an old epoch before they become events.
 - A launcher starts worker processes and reports their end. It stands beside the state and knows it not.
@@ -22,13 +22,16 @@ from butterfly.cluster.actions import (
     FailRequests,
     LoadStages,
     MakePlan,
+    MeasureCluster,
     PingWorkers,
     ShutDownWorkers,
     StartServing,
     StopServing,
 )
 from butterfly.cluster.events import (
+    ClusterMeasured,
     Event,
+    MeasuringProgressed,
     PlanMade,
     PlanRefused,
     StopRequested,
@@ -47,6 +50,7 @@ from butterfly.cluster.state import ClusterState, IllegalTransitionError
 
 __all__ = [
     "Action",
+    "ClusterMeasured",
     "ClusterState",
     "Deadlines",
     "Event",
@@ -56,6 +60,8 @@ __all__ = [
     "LoadStages",
     "LocalLauncher",
     "MakePlan",
+    "MeasureCluster",
+    "MeasuringProgressed",
     "PingWorkers",
     "PlanMade",
     "PlanRefused",

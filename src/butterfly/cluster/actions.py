@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from butterfly.specs import NodeSpec, Plan, Spec
+from butterfly.specs import ClusterSpec, NodeSpec, Plan, Spec
 
 
-class MakePlan(Spec, frozen=True):
-    """Call the planner for these nodes and answer PlanMade or PlanRefused."""
+class MeasureCluster(Spec, frozen=True):
+    """Let these nodes profile themselves and measure their links, then answer ClusterMeasured.
+
+    Tell who is at it with MeasuringProgressed: deadlines run for those.
+    """
 
     nodes: tuple[NodeSpec, ...]
 
 
+class MakePlan(Spec, frozen=True):
+    """Call the planner for this cluster and answer PlanMade or PlanRefused."""
+
+    cluster: ClusterSpec
+
+
 class LoadStages(Spec, frozen=True):
-    """Send every worker its stage, with this epoch."""
+    """Send every worker of the plan its stage, with this epoch."""
 
     plan: Plan
     epoch: int
@@ -53,4 +62,6 @@ class ShutDownWorkers(Spec, frozen=True):
     workers: tuple[str, ...]
 
 
-Action = MakePlan | LoadStages | StartServing | StopServing | FailRequests | PingWorkers | ShutDownWorkers
+Action = (
+    MeasureCluster | MakePlan | LoadStages | StartServing | StopServing | FailRequests | PingWorkers | ShutDownWorkers
+)

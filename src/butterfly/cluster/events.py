@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from butterfly.specs import NodeSpec, Plan, Spec
+from butterfly.specs import ClusterSpec, NodeSpec, Plan, Spec
 
 
 class Event(Spec, frozen=True):
@@ -75,6 +75,26 @@ class WorkerExited(WorkerEvent, frozen=True):
 
     def describe(self) -> str:
         return f"WorkerExited({self.worker} {self.cause})"
+
+
+class MeasuringProgressed(Event, frozen=True):
+    """These workers are being measured from now on, and no others."""
+
+    workers: tuple[str, ...]
+    what: str  # of them, in a word or a few: "compute"
+
+    def describe(self) -> str:
+        return f"MeasuringProgressed({self.what}: {', '.join(self.workers)})"
+
+
+class ClusterMeasured(Event, frozen=True):
+    """The answer to MeasureCluster: the same nodes, in the same order."""
+
+    cluster: ClusterSpec
+
+    def describe(self) -> str:
+        num_profiles = sum(node.profile is not None for node in self.cluster.nodes)
+        return f"ClusterMeasured({num_profiles} profiles, {len(self.cluster.links)} links)"
 
 
 class PlanMade(Event, frozen=True):

@@ -45,26 +45,32 @@ class Launcher(Protocol):
 class LocalLauncher:
     """Runs workers as child processes of this one.
 
-    `command`, behind the words that `prefixes` has for a worker's name (which may start it elsewhere, as ssh does),
-    reads an invitation as one line from its standard input. We keep our end of that pipe open:
-    should this process be killed, the kernel closes it and the workers see it. They run in process
+    `command`, behind the words that `prefixes` has for a worker's name (which may start it elsewhere, as ssh does) and
+    before those that `options` has, reads an invitation as one line from its standard input. We keep our end of
+    that pipe open: should this process be killed, the kernel closes it and the workers see it. They run in process
     groups of their own, so that Ctrl-C reaches only us and we end them in order.
 
     Not thread-safe. As a context manager it stops everything on the way out.
     """
 
     def __init__(
-        self, command: Sequence[str], prefixes: Mapping[str, Sequence[str]] | None = None, stop_timeout_s: float = 5.0
+        self,
+        command: Sequence[str],
+        prefixes: Mapping[str, Sequence[str]] | None = None,
+        options: Mapping[str, Sequence[str]] | None = None,
+        stop_timeout_s: float = 5.0,
     ) -> None:
         self._command = list(command)
         self._prefixes = prefixes or {}
+        self._options = options or {}
         self._stop_timeout_s = stop_timeout_s
         self._workers: dict[str, _LocalWorker] = {}
 
     def start(self, invitation: Invitation) -> None:
         if invitation.name in self._workers:
             raise LaunchError(f"worker {invitation.name} runs already")
-        command = [*self._prefixes.get(invitation.name, ()), *self._command]
+        name = invitation.name
+        command = [*self._prefixes.get(name, ()), *self._command, *self._options.get(name, ())]
         self._workers[invitation.name] = _LocalWorker(invitation, command)
 
     def poll(self) -> list[WorkerExit]:

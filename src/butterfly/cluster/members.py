@@ -12,8 +12,9 @@ class Deadlines(Spec, frozen=True):
     """How long a worker may take, in seconds."""
 
     join_timeout_s: float = 60.0  # from the start to its Join
+    measure_timeout_s: float = 120.0  # for its profile, or for its links
     load_timeout_s: float = 600.0  # from the plan to its Loaded
-    heartbeat_timeout_s: float = 10.0  # of silence, while joined or ready
+    heartbeat_timeout_s: float = 10.0  # of silence, while joined, ready or on standby
     ping_interval_s: float = 1.0  # how often workers hear from us
 
 
@@ -27,6 +28,7 @@ class Member:
     host: str = ""
     pid: int = 0
     heard_s: float = 0.0
+    measured_since_s: float = 0.0  # while measuring
     load_fraction: float = 0.0
     resident_bytes: int = 0
     kv_used_bytes: int = 0
@@ -40,11 +42,21 @@ class Member:
         self.phase, self.node = "joined", event.node
         self.host, self.pid, self.heard_s = event.host, event.pid, event.now_s
 
+    def start_measuring(self, now_s: float) -> None:
+        self.phase, self.measured_since_s = "measuring", now_s
+
+    def finish_measuring(self, now_s: float) -> None:
+        self.phase, self.heard_s = "joined", now_s
+
     def start_loading(self, now_s: float) -> None:
         self.phase, self.load_fraction, self.heard_s = "loading", 0.0, now_s
 
     def finish_loading(self, event: WorkerLoaded) -> None:
         self.phase, self.load_fraction, self.heard_s = "ready", 1.0, event.now_s
+
+    def stand_by(self, now_s: float) -> None:
+        """The plan gives it nothing to load."""
+        self.phase, self.load_fraction, self.heard_s = "standby", 1.0, now_s
 
     def beat(self, event: WorkerBeat) -> None:
         self.heard_s = event.now_s

@@ -1,12 +1,15 @@
 """Who is alive and what to do next, as a pure state machine: events in, actions out.
 
-    starting --every worker joined, PlanMade--> loading --every WorkerLoaded--> ready
-        |                                          |                              |
-        +------------- worker lost, PlanRefused ---+------------------------------+--> failed
-        +------------------------- StopRequested (from anywhere) ------------------> stopping
+    starting --every WorkerJoined--> measuring --ClusterMeasured, PlanMade--> loading --every WorkerLoaded--> ready
+        |                                |                                       |                              |
+        +------------------- worker lost, PlanRefused ---------------------------+------------------------------+
+        |                                                                                                       v
+        +---------- StopRequested (from anywhere) --> stopping                                                failed
 
-A worker is lost when it misses a deadline, exits or fails. For now that ends the service: every request
-ends with an error that names the worker, and the phase is `failed`. Recovery will stand behind the same
+A plan may leave workers out: those stand by, hold nothing, and are not waited for.
+
+A worker is lost when it misses a deadline, exits or fails. For now that ends the service, unless it stood by: every
+request ends with an error that names the worker, and the phase is `failed`. Recovery will stand behind the same
 border: the same events, with `MakePlan(survivors)` and `LoadStages(plan, epoch + 1)` in place of
 `FailRequests`; the coordinator that carries out actions in order need not change.
 
@@ -25,13 +28,16 @@ from butterfly.cluster.actions import (
     FailRequests,
     LoadStages,
     MakePlan,
+    MeasureCluster,
     PingWorkers,
     ShutDownWorkers,
     StartServing,
     StopServing,
 )
 from butterfly.cluster.events import (
+    ClusterMeasured,
     Event,
+    MeasuringProgressed,
     PlanMade,
     PlanRefused,
     StopRequested,
@@ -45,7 +51,7 @@ from butterfly.cluster.events import (
     WorkerLoadProgressed,
 )
 from butterfly.cluster.members import Deadlines, Member
-from butterfly.specs import ClusterPhase, NodeSpec, Plan, WorkerStatus
+from butterfly.specs import ClusterPhase, ClusterSpec, NodeSpec, Plan, WorkerPhase, WorkerStatus
 
 _STORY_LENGTH = 40  # events that an error can tell of
 
@@ -64,8 +70,11 @@ class ClusterState:
         self._phase_since_s = now_s
         self._pinged_s = now_s
         self._epoch = 0
+        self._measured_what = ""  # of the workers in the phase `measuring`
+        self._cluster: ClusterSpec | None = None
         self._plan: Plan | None = None
         self._detail = ""  # the first cause of `failed` or `stopping`
+        self._lost_spares: list[str] = []  # which workers on standby are gone, and how
         self._story: deque[str] = deque([f"{now_s:.3f} waiting for {self._names()}"], maxlen=_STORY_LENGTH)
 
     # --------------------------------------------------------------------------------- questions
@@ -80,18 +89,26 @@ class ClusterState:
         return self._epoch
 
     @property
+    def cluster(self) -> ClusterSpec | None:
+        """As measured; None before."""
+        return self._cluster
+
+    @property
     def plan(self) -> Plan | None:
         return self._plan
 
     @property
     def detail(self) -> str:
-        """One line: why not ready. Empty when ready."""
+        """One line: why not ready. When ready, which workers on standby were lost, if any."""
         if self._phase == "starting":
-            missing = [m.name for m in self._members.values() if m.phase == "starting"]
-            return f"waiting for {', '.join(missing)} to join" if missing else "making a plan"
+            return f"waiting for {', '.join(m.name for m in self._in_phase('starting'))} to join"
+        if self._phase == "measuring":
+            measuring = ", ".join(m.name for m in self._in_phase("measuring"))
+            return f"measuring {self._measured_what}: {measuring}" if measuring else "making a plan"
         if self._phase == "loading":
-            loading = [m for m in self._members.values() if m.phase == "loading"]
-            return "loading: " + ", ".join(f"{m.name} {m.load_fraction:.0%}" for m in loading)
+            return "loading: " + ", ".join(f"{m.name} {m.load_fraction:.0%}" for m in self._in_phase("loading"))
+        if self._phase == "ready":
+            return "; ".join(self._lost_spares)
         return self._detail
 
     @property
@@ -100,9 +117,8 @@ class ClusterState:
         return tuple(self._story)
 
     def quietest_worker(self) -> str:
-        """Return the connected worker that was heard of least recently: who to suspect when a step is late."""
-        connected = [member for member in self._members.values() if member.is_connected]
-        return min(connected, key=lambda member: member.heard_s).name
+        """Return the worker with a stage that was heard of least recently: who to suspect when a step is late."""
+        return min(self._in_phase("ready"), key=lambda member: member.heard_s).name
 
     def snapshot(self) -> tuple[WorkerStatus, ...]:
         """Return the status of every expected worker, in the order of expectation."""
@@ -118,7 +134,7 @@ class ClusterState:
             raise self._illegal(event, f"cannot happen while {self._phase}")
         if isinstance(event, WorkerEvent) and event.worker not in self._members:
             raise self._illegal(event, f"names an unknown worker; known are {self._names()}")
-        if not isinstance(event, WorkerBeat | WorkerLoadProgressed | Ticked):
+        if not isinstance(event, WorkerBeat | MeasuringProgressed | WorkerLoadProgressed | Ticked):
             self._story.append(f"{event.now_s:.3f} {self._phase}: {event.describe()}")
         return handler(self, event)
 
@@ -130,18 +146,45 @@ class ClusterState:
             raise self._illegal(event, f"but its node is called {event.node.name}")
         member.join(event)
         nodes = self._nodes()
-        return [MakePlan(nodes=nodes)] if len(nodes) == len(self._members) else []
+        if len(nodes) < len(self._members):
+            return []
+        self._enter("measuring", event.now_s)
+        return [MeasureCluster(nodes=nodes)]
+
+    def _measuring_progressed(self, event: MeasuringProgressed) -> list[Action]:
+        if not set(event.workers) <= set(self._members):
+            raise self._illegal(event, f"names an unknown worker; known are {self._names()}")
+        for member in self._members.values():
+            was_measuring = member.phase == "measuring"
+            if member.name in event.workers and not (was_measuring and event.what == self._measured_what):
+                member.start_measuring(event.now_s)
+            elif was_measuring and member.name not in event.workers:
+                member.finish_measuring(event.now_s)
+        self._measured_what = event.what
+        return []
+
+    def _measured(self, event: ClusterMeasured) -> list[Action]:
+        nodes = [node.name for node in event.cluster.nodes]
+        if self._cluster is not None or nodes != list(self._members):
+            raise self._illegal(event, f"with nodes {nodes}, once for the workers {self._names()}")
+        self._cluster = event.cluster
+        for member in self._in_phase("measuring"):
+            member.finish_measuring(event.now_s)
+        return [MakePlan(cluster=event.cluster)]
 
     def _plan_made(self, event: PlanMade) -> list[Action]:
-        if len(self._nodes()) < len(self._members):
-            raise self._illegal(event, "before every worker has joined")
+        if self._cluster is None:
+            raise self._illegal(event, "before the cluster was measured")
         workers = [stage.worker for stage in event.plan.stages]
-        if sorted(workers) != sorted(self._members):
+        if not workers or len(set(workers)) < len(workers) or not set(workers) <= set(self._members):
             raise self._illegal(event, f"with stages on {workers}, but the workers are {self._names()}")
         self._plan = event.plan
         self._epoch += 1
         for member in self._members.values():
-            member.start_loading(event.now_s)
+            if member.name in workers:
+                member.start_loading(event.now_s)
+            else:
+                member.stand_by(event.now_s)
         self._enter("loading", event.now_s)
         return [LoadStages(plan=event.plan, epoch=self._epoch)]
 
@@ -159,7 +202,7 @@ class ClusterState:
         if member.phase != "loading":
             raise self._illegal(event, f"but {event.worker} is {member.phase}")
         member.finish_loading(event)
-        if any(m.phase != "ready" for m in self._members.values()):
+        if self._in_phase("loading"):
             return []
         self._enter("ready", event.now_s)
         return [StartServing(epoch=self._epoch)]
@@ -179,8 +222,9 @@ class ClusterState:
     def _ticked(self, event: Ticked) -> list[Action]:
         for member in self._members.values():
             cause = self._missed_deadline(member, event.now_s)
-            if cause:
-                return self._lose(member.name, cause, event.now_s)
+            actions = self._lose(member.name, cause, event.now_s) if cause else []
+            if actions:
+                return actions
         return self._ping(event)
 
     def _ping(self, event: Ticked) -> list[Action]:
@@ -215,15 +259,26 @@ class ClusterState:
         deadlines = self._deadlines
         if member.phase == "starting" and now_s - self._phase_since_s > deadlines.join_timeout_s:
             return f"did not join within {deadlines.join_timeout_s:g} s"
+        if member.phase == "measuring" and now_s - member.measured_since_s > deadlines.measure_timeout_s:
+            return f"was not done measuring its {self._measured_what} within {deadlines.measure_timeout_s:g} s"
         if member.phase == "loading" and now_s - self._phase_since_s > deadlines.load_timeout_s:
             return f"did not load its layers within {deadlines.load_timeout_s:g} s ({member.load_fraction:.0%} done)"
-        beats = member.phase in ("joined", "ready")  # loading may keep a worker too busy to beat
+        # Measuring and loading may keep a worker too busy to beat.
+        beats = member.phase in ("joined", "ready", "standby")
         if beats and now_s - member.heard_s > deadlines.heartbeat_timeout_s:
             return f"was silent for more than {deadlines.heartbeat_timeout_s:g} s"
         return ""
 
     def _lose(self, name: str, cause: str, now_s: float) -> list[Action]:
-        self._members[name].phase = "lost"
+        """End the service, unless nothing ran on this worker."""
+        member = self._members[name]
+        before, member.phase = member.phase, "lost"
+        if before == "lost":  # it stood by, and further news of its end came
+            return []
+        if before == "standby":
+            self._lost_spares.append(f"worker {name}, on standby, {cause}")
+            self._story.append(f"{now_s:.3f} {self._lost_spares[-1]}")
+            return []
         return self._fail(f"worker {name} {cause}", now_s)
 
     def _fail(self, reason: str, now_s: float) -> list[Action]:
@@ -235,6 +290,9 @@ class ClusterState:
     def _enter(self, phase: ClusterPhase, now_s: float, detail: str = "") -> None:
         self._phase, self._phase_since_s, self._detail = phase, now_s, detail
         self._story.append(f"{now_s:.3f} -> {phase}" + (f": {detail}" if detail else ""))
+
+    def _in_phase(self, phase: WorkerPhase) -> list[Member]:
+        return [member for member in self._members.values() if member.phase == phase]
 
     def _nodes(self) -> tuple[NodeSpec, ...]:
         return tuple(m.node for m in self._members.values() if m.node is not None)
@@ -258,6 +316,8 @@ _ALWAYS: Mapping[type[Event], _Handler] = {
 }
 _AFTER_THE_END: Mapping[type[Event], _Handler] = {
     WorkerJoined: ClusterState._ignore,
+    MeasuringProgressed: ClusterState._ignore,
+    ClusterMeasured: ClusterState._ignore,
     WorkerLoadProgressed: ClusterState._ignore,
     WorkerLoaded: ClusterState._ignore,
     WorkerBeat: ClusterState._beat,
@@ -271,6 +331,11 @@ _TRANSITIONS: Mapping[ClusterPhase, Mapping[type[Event], _Handler]] = {
     "starting": {
         **_ALWAYS,
         WorkerJoined: ClusterState._joined,
+    },
+    "measuring": {
+        **_ALWAYS,
+        MeasuringProgressed: ClusterState._measuring_progressed,
+        ClusterMeasured: ClusterState._measured,
         PlanMade: ClusterState._plan_made,
         PlanRefused: ClusterState._plan_refused,
     },

@@ -1,7 +1,8 @@
 """The border between plans: a message of an older plan is dropped, whoever still sends it.
 
 Which messages belong to a plan is decided here, once. Step, Result, Load, LoadProgress, Loaded and
-Failed do; Join, Heartbeat, Ping and Shutdown are about a process's life and always pass.
+Failed do; Join, Heartbeat, Ping and Shutdown are about a process's life and always pass, and so does all that
+measures a node and its links, which is done before there is a plan.
 
 The epoch rises only by a Load (a worker adopts it before it loads) and by the coordinator itself. The
 coordinator issues steps of an epoch only after every stage of it answered Loaded, so a Step or a Result

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from butterfly.communication.hidden import tensor_num_bytes
 from butterfly.communication.transport import Buffer, Received
 from butterfly.errors import ProtocolError
-from butterfly.messages import Message, Step, decode, encode
+from butterfly.messages import Message, Probe, Step, decode, encode
 
 
 def pack(message: Message, payload: Buffer | None, sender: str) -> list[Buffer]:
@@ -31,7 +31,11 @@ def unpack(frames: Sequence[memoryview], sender: str, received_s: float) -> Rece
 
 
 def _check_payload(message: Message, num_bytes: int | None, sender: str) -> None:
-    header = message.hidden if isinstance(message, Step) else None
+    header = None
+    if isinstance(message, Step):
+        header = message.hidden
+    elif isinstance(message, Probe):
+        header = message.payload
     announced = None if header is None else tensor_num_bytes(header)
     if announced != num_bytes:
         raise ProtocolError(

@@ -9,6 +9,7 @@ from butterfly.specs import (
     ComputeDType,
     ModelFootprint,
     ModelSpec,
+    PlanConstraints,
     PrefixReuse,
     Spec,
     TensorEntry,
@@ -18,7 +19,7 @@ from butterfly.specs import (
 
 
 class PipelineModel(Protocol):
-    """What the coordinator wants of a model: its shape, its sizes, and which tensors a stage needs."""
+    """What the coordinator wants of a model: its shape, its sizes, and which tensors a stage or a profile needs."""
 
     @property
     def name(self) -> str: ...
@@ -31,11 +32,16 @@ class PipelineModel(Protocol):
 
     def stage_tensors(self, start: int, end: int, *, embedding: bool, head: bool) -> Sequence[TensorEntry]: ...
 
+    def profile_tensors(self) -> tuple[Sequence[int], Sequence[TensorEntry]]:
+        """One layer of each kind, in the order of the kinds' numbers; their tensors, and those of norm and lm_head."""
+
 
 class CoordinatorConfig(Spec, frozen=True):
     """The options of one coordinator. Times in seconds."""
 
     workload: WorkloadSpec
+    constraints: PlanConstraints = PlanConstraints()
+    measure: bool = True  # False: plan from the rates that workers join with, and default links
     dtype: ComputeDType = "bfloat16"
     weights: WeightFormat = "int4"
     num_slots: int = 0  # steps in flight; 0: one per stage and one spare; 1: the plain loop

@@ -10,18 +10,36 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
 
 from butterfly import cluster
 from butterfly.cluster import ClusterState, Launcher
 from butterfly.communication import EpochGate, Inbox, Received, Transport
 from butterfly.coordinator.config import CoordinatorConfig, PipelineModel
+from butterfly.coordinator.measuring import Measuring, Outgoing
 from butterfly.coordinator.pipeline import Pipeline
 from butterfly.coordinator.serving import Serving
 from butterfly.errors import CommunicationError, NotReadyError, PlanError, ProtocolError
-from butterfly.messages import Failed, Heartbeat, Join, Loaded, LoadProgress, Ping, Result, Shutdown
+from butterfly.messages import (
+    Echo,
+    Failed,
+    Heartbeat,
+    Join,
+    LinksProbed,
+    Loaded,
+    LoadProgress,
+    Ping,
+    Probe,
+    Profile,
+    Profiled,
+    Result,
+    Shutdown,
+)
 from butterfly.monitoring import Metrics, StepStatistics
 from butterfly.partitioning import plan as make_plan
+from butterfly.partitioning.token_speed import speed_at
 from butterfly.scheduling import Scheduler, SchedulerConfig
 from butterfly.specs import ClusterSpec, ClusterStatus, NodeSpec, Plan, StepResult
 
@@ -49,6 +67,7 @@ class Coordinator:
         self._gate = EpochGate()
         self._metrics = metrics
         self.statistics = StepStatistics()
+        self._measuring: Measuring | None = None
         self._serving: Serving | None = None
         self._is_issuing = False
         self._plan: Plan | None = None
@@ -73,8 +92,12 @@ class Coordinator:
         return self._model.spec.vocab_size
 
     def status(self) -> ClusterStatus:
-        """The last published snapshot, at most a fraction of a second old."""
-        return self._status
+        """The last published snapshot, at most a fraction of a second old, with the speed of lone streams till now."""
+        status, measured = self._status, self.statistics.lone_stream()
+        if measured is None or status.plan is None or status.cluster is None:
+            return status
+        predicted = speed_at(status.plan, self._model.footprint, status.cluster, measured.context)
+        return replace(status, measured=measured, predicted=predicted)
 
     def stop(self, reason: str = "") -> None:
         """Ask the loop to end: requests fail, workers are told to exit. `run` returns soon after."""
@@ -124,6 +147,7 @@ class Coordinator:
             return
         self._next_tick_s = now_s + _TICK_S
         self._notice_exits()
+        self._forget_lost_workers()  # those on standby: no action tells of them
         if self._serving is not None:
             self._check_step_deadline(self._serving, now_s)
         if self._serving is not None:
@@ -188,6 +212,10 @@ class Coordinator:
             self._handle(cluster.WorkerBeat(now_s=now_s, worker=sender, resident_bytes=resident, kv_used_bytes=kv_used))
         elif isinstance(message, Join):
             self._join(message, sender, now_s)
+        elif isinstance(message, Profiled | LinksProbed):
+            self._take_measured(message, sender)
+        elif isinstance(message, Probe):
+            self._pipeline.try_send(sender, Echo(epoch=message.epoch, number=message.number))
         elif isinstance(message, LoadProgress):
             self._handle(
                 cluster.WorkerLoadProgressed(
@@ -212,6 +240,18 @@ class Coordinator:
                 device=join.device,
             )
             self._handle(cluster.WorkerJoined(now_s=now_s, worker=sender, node=node, host=join.host, pid=join.pid))
+
+    def _take_measured(self, answer: Profiled | LinksProbed, sender: str) -> None:
+        measuring = self._measuring
+        if measuring is None:
+            _log.debug("dropped a late %s of %s", type(answer).__name__, sender)
+            return
+        try:
+            outgoing = measuring.take(answer, sender)
+        except ProtocolError as error:  # dropping it would leave everybody waiting
+            self._worker_failed(sender, str(error))
+            return
+        self._go_on_measuring(measuring, outgoing)
 
     def _finish_step(self, result: Result) -> None:
         if self._serving is not None:
@@ -238,8 +278,10 @@ class Coordinator:
         if isinstance(action, cluster.PingWorkers):
             for worker in action.workers:
                 self._pipeline.try_send(worker, Ping(epoch=action.epoch))
+        elif isinstance(action, cluster.MeasureCluster):
+            self._measure(action.nodes)
         elif isinstance(action, cluster.MakePlan):
-            self._make_plan(action.nodes)
+            self._make_plan(action.cluster)
         elif isinstance(action, cluster.LoadStages):
             self._load_stages(action.plan, action.epoch)
         elif isinstance(action, cluster.StartServing):
@@ -247,15 +289,50 @@ class Coordinator:
         elif isinstance(action, cluster.StopServing):
             self._is_issuing = False
         elif isinstance(action, cluster.FailRequests):
+            self._measuring = None
             self._end_requests(action.reason)
             self._forget_lost_workers()
         elif isinstance(action, cluster.ShutDownWorkers):
             for worker in action.workers:
                 self._pipeline.try_send(worker, Shutdown(epoch=self._gate.epoch, reason=action.reason))
 
-    def _make_plan(self, nodes: tuple[NodeSpec, ...]) -> None:
+    def _measure(self, nodes: tuple[NodeSpec, ...]) -> None:
+        if not self._config.measure:
+            self._handle(cluster.ClusterMeasured(now_s=time.monotonic(), cluster=ClusterSpec(nodes=nodes)))
+            return
+        layers, tensors = self._model.profile_tensors()
+        question = Profile(
+            epoch=self._gate.epoch,
+            model=self._model.spec,
+            layers=tuple(layers),
+            tensors=tuple(tensors),
+            dtype=self._config.dtype,
+            weights=self._config.weights,
+        )
+        hosts = {worker.name: worker.host for worker in self._state.snapshot()}
+        measuring = Measuring(nodes, hosts, self._pipeline.addresses, self._inbox.address, question)
+        self._measuring = measuring
+        self._go_on_measuring(measuring, measuring.start())
+
+    def _go_on_measuring(self, measuring: Measuring, outgoing: Sequence[Outgoing]) -> None:
+        """Send what is to be asked next, and tell the cluster state whom we wait for, or what came out."""
         try:
-            plan = make_plan(self._model.footprint, ClusterSpec(nodes=nodes), self._config.workload)
+            for worker, message in outgoing:
+                self._pipeline.send(worker, message)
+        except CommunicationError as error:
+            self._worker_failed(error.peer, str(error))
+            return
+        waiting, now_s = measuring.waiting, time.monotonic()
+        if waiting is not None:
+            self._handle(cluster.MeasuringProgressed(now_s=now_s, workers=waiting.workers, what=waiting.what))
+            return
+        self._measuring = None
+        self._handle(cluster.ClusterMeasured(now_s=now_s, cluster=measuring.cluster()))
+
+    def _make_plan(self, measured: ClusterSpec) -> None:
+        config = self._config
+        try:
+            plan = make_plan(self._model.footprint, measured, config.workload, config.constraints)
         except PlanError as error:
             self._handle(cluster.PlanRefused(now_s=time.monotonic(), reason=str(error)))
             return
@@ -317,4 +394,5 @@ class Coordinator:
             kv_used_tokens=counts.used_tokens if counts else 0,
             kv_kept_tokens=counts.kept_tokens if counts else 0,
             detail=self._state.detail,
+            cluster=self._state.cluster,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from butterfly.communication import Outbox, Transport
 from butterfly.coordinator.config import CoordinatorConfig, PipelineModel
@@ -42,6 +42,11 @@ class Pipeline:
         self._inboxes[sender] = join.inbox
         self._outboxes[sender] = self._transport.connect(join.inbox)
         return True
+
+    @property
+    def addresses(self) -> Mapping[str, PeerAddress]:
+        """Where each worker that joined is reached."""
+        return self._inboxes
 
     def load(self, plan: Plan, epoch: int, model: PipelineModel, config: CoordinatorConfig) -> None:
         """Tell every worker of the plan which stage it is. Raises CommunicationError naming the worker."""

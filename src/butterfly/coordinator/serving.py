@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from butterfly.coordinator.request_streams import RequestStream
@@ -14,12 +15,20 @@ from butterfly.specs import RequestOutput, StageTiming, StepPlan, StepResult
 _log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class _InFlight:
+    """A step that was sent."""
+
+    plan: StepPlan
+    sent_s: float
+    is_alone: bool  # no other was under way at any time
+
+
 class _Finished(NamedTuple):
     """A step that came back, with what is still to be told of it."""
 
-    plan: StepPlan
+    step: _InFlight
     timings: tuple[StageTiming, ...]
-    sent_s: float
     received_s: float
     outputs: list[RequestOutput]
 
@@ -37,7 +46,7 @@ class Serving:
         self._num_preemptions = 0
         self._is_checked = True  # the books, since the last step
         self._streams: dict[str, RequestStream] = {}
-        self._sent: dict[int, tuple[StepPlan, float]] = {}  # steps in flight, and when they left
+        self._sent: dict[int, _InFlight] = {}  # by the steps' ids
         self._finished: list[_Finished] = []  # steps that `settle` has still to tell of
         self.has_free_slot = True  # whether a result came since `next_step` last had nothing to give
 
@@ -86,7 +95,9 @@ class Serving:
             self.has_free_slot = False
             return None
         self._is_checked = False
-        self._sent[step.step_id] = (step, now_s)
+        for other in self._sent.values():
+            other.is_alone = False
+        self._sent[step.step_id] = _InFlight(step, now_s, is_alone=not self._sent)
         return step
 
     def finish_step(self, result: StepResult, now_s: float) -> None:
@@ -95,24 +106,24 @@ class Serving:
         if result.step_id not in self._sent:  # a worker repeats itself
             return
         self.has_free_slot = True
-        step, sent_s = self._sent.pop(result.step_id)
-        self._finished.append(_Finished(step, result.timings, sent_s, now_s, outputs))
+        step = self._sent.pop(result.step_id)
+        self._finished.append(_Finished(step, result.timings, now_s, outputs))
 
     def settle(self) -> None:
         """Deliver the outputs of the steps that came back, and count them."""
         finished, self._finished = self._finished, []
-        for step in finished:
-            total_s = step.received_s - step.sent_s
-            self._deliver(step.outputs, step.received_s)
-            self._metrics.step_finished(step.timings, total_s)
-            self._busy.record(step.timings)
+        for step, timings, received_s, outputs in finished:
+            total_s = received_s - step.sent_s
+            self._deliver(outputs, received_s)
+            self._metrics.step_finished(timings, total_s)
+            self._busy.record(timings)
             num_prompt = sum(part.num_prompt_tokens for part in step.plan.sequences)
             self._metrics.tokens_computed(num_prompt=num_prompt, num_output=step.plan.num_tokens - num_prompt)
             if step.plan.sequences and all(sequence.num_tokens == 1 for sequence in step.plan.sequences):
-                self._statistics.record(step.timings, total_s)
+                self._statistics.record(timings, total_s, _lone_context(step))
 
     def oldest_step_age_s(self, now_s: float) -> float:
-        return max((now_s - sent_s for _, sent_s in self._sent.values()), default=0.0)
+        return max((now_s - step.sent_s for step in self._sent.values()), default=0.0)
 
     def fail_all(self, reason: str, now_s: float) -> None:
         """End every request with an error."""
@@ -149,6 +160,14 @@ class Serving:
     def _report_queue(self) -> None:
         counts = self._scheduler.counts
         self._metrics.queue_changed(running=counts.num_running, waiting=counts.num_waiting)
+
+
+def _lone_context(step: _InFlight) -> int | None:
+    """How many tokens its sequence had before, if it is one generated token of a stream that runs alone."""
+    sequences, adopted = step.plan.sequences, step.plan.adopted
+    if not step.is_alone or adopted or len(sequences) != 1 or step.plan.num_tokens != 1:
+        return None
+    return None if sequences[0].num_prompt_tokens else sequences[0].start
 
 
 def _kind_of_refusal(error: RequestError) -> RefusalReason:

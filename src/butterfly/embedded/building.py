@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import prod
+
+import msgspec
 
 from butterfly import models
 from butterfly.config import DEFAULT_CONTEXT, ClusterConfig
@@ -20,6 +22,7 @@ from butterfly.specs import (
     ModelFootprint,
     ModelSpec,
     NodeSpec,
+    PlanConstraints,
     PrefixReuse,
     TensorEntry,
     WeightFormat,
@@ -43,6 +46,11 @@ def open_model(config: ClusterConfig, watching: Watching) -> models.Model:
             f"{len(config.worker_prefixes)} prefixes (--start-with) were given for {config.num_workers} workers: "
             "give one for each worker, in order, or none"
         )
+    if len(config.memory_bytes) not in (0, 1, config.num_workers):
+        raise ConfigError(
+            f"{len(config.memory_bytes)} sizes (--memory) were given for {config.num_workers} workers: give one for "
+            "all, or one for each in order"
+        )
     context = config.context or min(model.spec.max_context, DEFAULT_CONTEXT)
     if config.num_workers > model.spec.num_layers:
         raise ConfigError(
@@ -58,18 +66,33 @@ def free_memory_share(num_workers: int) -> int:
     return max(0, int(available / num_workers))
 
 
-def check_it_fits(model: models.Model, names: Sequence[str], memory_bytes: int, workload: WorkloadSpec) -> None:
-    """Ask the planner before any process is started. Raises InfeasiblePlanError.
+def worker_memory_bytes(config: ClusterConfig) -> tuple[int, ...]:
+    """What each worker may use, in order."""
+    if len(config.memory_bytes) == config.num_workers:
+        return config.memory_bytes
+    one = config.memory_bytes[0] if config.memory_bytes else free_memory_share(config.num_workers)
+    return (one,) * config.num_workers
 
-    What the workers measure later only changes the predicted times.
+
+def check_it_fits(
+    model: models.Model,
+    memory_bytes: Mapping[str, int],
+    workload: WorkloadSpec,
+    constraints: PlanConstraints,
+) -> None:
+    """Ask the planner before any process is started. Raises InfeasiblePlanError, PlanError.
+
+    What the workers measure later changes times, and with them the plan, but not whether there is one.
     """
     nodes = tuple(
-        NodeSpec(name=name, memory_bytes=memory_bytes, memory_bandwidth_bytes_per_s=_ANY_BANDWIDTH) for name in names
+        NodeSpec(name=name, memory_bytes=size, memory_bandwidth_bytes_per_s=_ANY_BANDWIDTH)
+        for name, size in memory_bytes.items()
     )
-    make_plan(model.footprint, ClusterSpec(nodes=nodes), workload)
+    some_plan = msgspec.structs.replace(workload, objective="latency")  # the one that is found fastest
+    make_plan(model.footprint, ClusterSpec(nodes=nodes), some_plan, constraints)
 
 
-def choose_weights(config: ClusterConfig, model: models.Model, names: Sequence[str], memory_bytes: int) -> WeightFormat:
+def choose_weights(config: ClusterConfig, model: models.Model, memory_bytes: Mapping[str, int]) -> WeightFormat:
     """What quantised matrices are held as when nobody said so: mixed where that is faster, and where there is room.
 
     It is one answer for the whole cluster: another one gives other logits. Small matrices stay int4, since an int8
@@ -78,7 +101,8 @@ def choose_weights(config: ClusterConfig, model: models.Model, names: Sequence[s
     workload = coordinator_config(config, model, "int4").workload
 
     def check(weights: WeightFormat) -> WeightFormat:
-        check_it_fits(models.with_weights(model, config.dtype, weights), names, memory_bytes, workload)
+        held = models.with_weights(model, config.dtype, weights)
+        check_it_fits(held, memory_bytes, workload, config.constraints)
         return weights
 
     if config.weights != "auto":
@@ -91,12 +115,17 @@ def choose_weights(config: ClusterConfig, model: models.Model, names: Sequence[s
     return check("int4")
 
 
-def worker_command(config: ClusterConfig, memory_bytes: int) -> Sequence[str]:
-    """How a local worker is started: its share of the cores and of the memory are explicit."""
+def memory_options(memory_bytes: Mapping[str, int]) -> dict[str, Sequence[str]]:
+    """The words that tell each worker what it may use."""
+    return {name: ("--memory", str(size)) for name, size in memory_bytes.items()}
+
+
+def worker_command(config: ClusterConfig) -> Sequence[str]:
+    """How any local worker is started: its share of the cores is explicit, as its memory will be."""
     num_threads = config.num_threads or max(1, len(os.sched_getaffinity(0)) // config.num_workers)
     return [
         *(sys.executable, "-m", "butterfly", "worker", "--invitation", "-"),
-        *("--device", config.device, "--threads", str(num_threads), "--memory", str(memory_bytes)),
+        *("--device", config.device, "--threads", str(num_threads)),
         *("--log-level", log_level_name(logging.getLogger().level)),
         *(() if config.encrypt else ("--no-encrypt",)),
     ]
@@ -109,10 +138,16 @@ def log_level_name(level: int) -> str:
 
 def coordinator_config(config: ClusterConfig, model: models.Model, weights: WeightFormat) -> CoordinatorConfig:
     workload = WorkloadSpec(
-        concurrency=config.max_num_sequences, context=model.spec.max_context, kv_tokens=config.kv_tokens
+        concurrency=config.max_num_sequences,
+        context=model.spec.max_context,
+        kv_tokens=config.kv_tokens,
+        objective=config.objective,
+        max_num_batched_tokens=config.max_num_batched_tokens,
     )
     return CoordinatorConfig(
         workload=workload,
+        constraints=config.constraints,
+        measure=config.measure,
         dtype=config.dtype,
         weights=weights,
         num_slots=config.num_slots,
@@ -150,3 +185,6 @@ class PipelineModel:
 
     def stage_tensors(self, start: int, end: int, *, embedding: bool, head: bool) -> Sequence[TensorEntry]:
         return models.stage_tensors(self._model, start, end, embedding=embedding, head=head)
+
+    def profile_tensors(self) -> tuple[Sequence[int], Sequence[TensorEntry]]:
+        return models.profile_tensors(self._model)

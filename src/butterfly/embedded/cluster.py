@@ -19,9 +19,10 @@ from butterfly.embedded.building import (
     PipelineModel,
     choose_weights,
     coordinator_config,
-    free_memory_share,
+    memory_options,
     open_model,
     worker_command,
+    worker_memory_bytes,
 )
 from butterfly.embedded.watching import Watching, unwatched
 from butterfly.errors import LaunchError
@@ -67,10 +68,10 @@ def embedded_cluster(config: ClusterConfig, watching: Watching = unwatched) -> I
     The cluster loads in the background: `wait_until_ready`. Raises ModelError, ConfigError, LaunchError.
     """
     model = open_model(config, watching)
-    memory_bytes = config.memory_bytes or free_memory_share(config.num_workers)
     names = [f"worker-{index}" for index in range(config.num_workers)]
     prefixes = dict(zip(names, config.worker_prefixes, strict=False))
-    weights = choose_weights(config, model, names, memory_bytes)
+    memory_bytes = dict(zip(names, worker_memory_bytes(config), strict=True))
+    weights = choose_weights(config, model, memory_bytes)
     model = models.with_weights(model, config.dtype, weights)
     settings = coordinator_config(config, model, weights)
     with ExitStack() as stack:
@@ -79,7 +80,7 @@ def embedded_cluster(config: ClusterConfig, watching: Watching = unwatched) -> I
         transport = ZmqTransport("coordinator", KeyPair.generate(), config.listen_host, encrypt=config.encrypt)
         stack.callback(transport.close)
         inbox = transport.open_inbox()
-        launcher = stack.enter_context(LocalLauncher(worker_command(config, memory_bytes), prefixes))
+        launcher = stack.enter_context(LocalLauncher(worker_command(config), prefixes, memory_options(memory_bytes)))
         metrics = Metrics()
         coordinator = Coordinator(
             PipelineModel(model),

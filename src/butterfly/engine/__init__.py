@@ -11,6 +11,8 @@ that a sequence scores. Logprobs are those of the model itself: nothing that a r
 
 Must not know: network, processes, HTTP. It is told which sequences live; it never decides.
 
+For measuring, `LayerSamples` makes stages of one layer many times over; they compute as any stage does.
+
 A new quantised type is one row in `quantization`; a new kernel is one class in `linear` and one row in the
 property test of kernels; a new way to change logits is a few lines in `adjustments`. Model families are not here: they
 are data (`butterfly.models.families`).
@@ -18,6 +20,7 @@ are data (`butterfly.models.families`).
 
 from butterfly.engine.device import resolve_device
 from butterfly.engine.head import Answer
+from butterfly.engine.layer_samples import LayerSamples
 from butterfly.engine.stage import Stage
 
-__all__ = ["Answer", "Stage", "resolve_device"]
+__all__ = ["Answer", "LayerSamples", "Stage", "resolve_device"]

@@ -85,6 +85,10 @@ class DecoderLayer:
         self._post_ffn_norm = norm("post_ffn_norm") if model.post_norms else None
 
     @property
+    def window(self) -> int | None:
+        return self._layer.window
+
+    @property
     def num_bytes(self) -> int:
         """Resident bytes of this layer's weights."""
         parts = (

@@ -13,6 +13,9 @@ every weight instead of 5 bits; a weight is rounded to 1/254 of the largest of i
 
 from __future__ import annotations
 
+from copy import copy
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -53,6 +56,13 @@ class Int8Linear:
         high_MN, low_MN = sums_2MN[:num_rows], sums_2MN[num_rows : 2 * num_rows]
         y_MN = low_MN.add_(high_MN, alpha=256).mul_(scale_M1)
         return y_MN if self._bias is None else y_MN.add_(self._bias)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Int8Linear:
+        """Weights in the kernel's own order have no storage that `deepcopy` knows of."""
+        other = copy(self)
+        other._weight, other._scale, other._zero = self._weight.clone(), self._scale.clone(), self._zero.clone()
+        other._bias = None if self._bias is None else self._bias.clone()
+        return other
 
     def sums(self, bytes_MK: torch.Tensor) -> torch.Tensor:
         """Return (q - 128) @ w^T in float32 for rows of unsigned bytes q."""

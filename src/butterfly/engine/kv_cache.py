@@ -29,6 +29,7 @@ class Slab:
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.num_tokens = 0
+        self.num_pretended = 0  # see KVCache.pretend
         self.use(keys, values)
 
     def use(self, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -140,6 +141,23 @@ class KVCache:
         if not adoption.keeps_source:
             self.release(source_id)
         self._slabs[sequence_id] = slab
+
+    def pretend(self, sequence_id: int, num_tokens: int) -> None:
+        """For measuring: let a sequence have just so many tokens, whatever their keys and values are.
+
+        Their memory is written once, since reading memory that never was costs nothing. What lies behind them is not
+        zeroed, so what is computed from it is not to be used.
+        """
+        slab = self._slabs.get(sequence_id)
+        if slab is None:
+            slab = self._slabs[sequence_id] = Slab(*self._allocate(num_tokens))
+        if num_tokens > slab.capacity:
+            self._grow(slab, num_tokens)
+        if num_tokens > slab.num_pretended:
+            slab.key_data[:, : -(-num_tokens // KEY_BLOCK)] = 1
+            slab.value_data[:, :, :num_tokens] = 1
+            slab.num_pretended = num_tokens
+        slab.num_tokens = num_tokens
 
     def release(self, sequence_id: int) -> None:
         """Drop a sequence; unknown ids are ignored (a sequence may be aborted before its first step)."""

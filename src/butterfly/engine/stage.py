@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 
 import torch
 
@@ -45,36 +46,47 @@ class Stage:
         self._files = TensorFiles()
         by_name = {entry.name: entry for entry in tensors}
         loader = LinearLoader(self._files, device, self.dtype, weights)
-        self._windows = {layer.window for layer in model.layers[stage.start : stage.end]}
         self._ropes = [Rope(spec, device) for spec in model.ropes]
         try:
-            self._load(by_name, loader, _Reporter(tensors, progress))
+            layers = self._load(by_name, loader, _Reporter(tensors, progress))
         except KeyError as error:
             raise ModelFormatError(f"tensor {error.args[0]} is missing from the model") from error
         return_free_memory()
+        self._hold(layers)
+
+    def with_layers(self, layers: Sequence[DecoderLayer]) -> Stage:
+        """For measuring: this stage with other layers in place of its own and an empty cache; all else is shared."""
+        other = copy(self)
+        other._hold(layers)
+        return other
+
+    def _hold(self, layers: Sequence[DecoderLayer]) -> None:
+        self._layers = list(layers)
+        self._windows = {layer.window for layer in layers}
         self._kv = KVCache(
-            stage.num_layers,
-            model.num_kv_heads,
-            model.head_dim,
-            max_context=model.max_context,
-            device=device,
+            len(layers),
+            self.model.num_kv_heads,
+            self.model.head_dim,
+            max_context=self.model.max_context,
+            device=self.device,
             dtype=self.dtype,
         )
 
-    def _load(self, tensors: dict[str, TensorEntry], loader: LinearLoader, report: _Reporter) -> None:
+    def _load(self, tensors: dict[str, TensorEntry], loader: LinearLoader, report: _Reporter) -> Sequence[DecoderLayer]:
         model, plan = self.model, self.plan
         self._embedding = self._head = None
         if plan.embedding:
             entry = tensors["embedding"]
             self._embedding = Embedding(self._files, entry, model.embedding_scale, self.device, self.dtype)
-        self._layers: list[DecoderLayer] = []
+        layers: list[DecoderLayer] = []
         for index in range(plan.start, plan.end):
-            self._layers.append(DecoderLayer(model, index, self._ropes, tensors, loader))
+            layers.append(DecoderLayer(model, index, self._ropes, tensors, loader))
             report.loaded(f"layers.{index}.")
         if plan.head:
             norm = RMSNorm(loader.vector(tensors["output_norm"]), model.norm_eps)
             self._head = Head(norm, loader.load_head(tensors["lm_head"]))
         report.loaded("")
+        return layers
 
     @property
     def weight_bytes(self) -> int:
@@ -83,8 +95,16 @@ class Stage:
         return sum(layer.num_bytes for layer in self._layers) + sum(end.num_bytes for end in ends if end)
 
     @property
+    def layers(self) -> Sequence[DecoderLayer]:
+        return self._layers
+
+    @property
     def kv_used_bytes(self) -> int:
         return self._kv.used_bytes
+
+    def pretend(self, sequence_id: int, num_tokens: int) -> None:
+        """For measuring: let a sequence have just so many cached tokens, without computing them."""
+        self._kv.pretend(sequence_id, num_tokens)
 
     @torch.inference_mode()
     def run(self, step: StepPlan, hidden: torch.Tensor | None = None) -> torch.Tensor | Answer:

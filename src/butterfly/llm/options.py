@@ -8,7 +8,7 @@ from typing import TypedDict, Unpack, get_args
 
 from butterfly.config import ClusterConfig, PrefixReuseChoice
 from butterfly.errors import ConfigError
-from butterfly.option_values import check_device, parse_bytes, parse_dtype, parse_weights
+from butterfly.option_values import check_device, parse_dtype, parse_sizes, parse_weights
 
 ANY_WAIT_S = 1e9
 
@@ -21,7 +21,7 @@ class ClusterOptions(TypedDict, total=False):
     dtype: str  # auto (bfloat16), bfloat16, float16 or float32
     weights: str  # of quantised matrices: int4, int8, mixed, or auto: mixed where CPU, size and memory suit it
     threads: int  # CPU threads per worker; 0 shares the cores evenly
-    memory: str | int | None  # per worker: "4G" or bytes; None shares the free memory
+    memory: str | int | None  # per worker: "4G", "4G,1G" (one each) or bytes; None shares the free memory
     context: int  # tokens of one request at most; 0 is the model's, up to 4096
     max_sequences: int  # requests that run at once; 8
     slots: int  # steps in flight; 0: one per stage and one spare, 1: the plain loop
@@ -61,7 +61,7 @@ def cluster_config(model: str, **options: Unpack[ClusterOptions]) -> ClusterConf
         dtype=parse_dtype(options.get("dtype", "auto")),
         weights=parse_weights(options.get("weights", "auto")),
         num_threads=options.get("threads", 0),
-        memory_bytes=parse_bytes(memory) if isinstance(memory, str) else memory or 0,
+        memory_bytes=parse_sizes(memory) if isinstance(memory, str) else (memory,) if memory else (),
         context=options.get("context", 0),
         max_num_sequences=options.get("max_sequences", 8),
         kv_tokens=options.get("kv_tokens", 0),

@@ -20,7 +20,7 @@ A one-hour change
 
 from butterfly.models.chat_template import ChatTemplate
 from butterfly.models.footprint import resident_bytes
-from butterfly.models.model import Model, limit_context, open_model, stage_tensors, with_weights
+from butterfly.models.model import Model, limit_context, open_model, profile_tensors, stage_tensors, with_weights
 from butterfly.models.tokenizer import Tokenizer, TokenStream
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "TokenStream",
     "limit_context",
     "open_model",
+    "profile_tensors",
     "resident_bytes",
     "stage_tensors",
     "with_weights",

@@ -69,6 +69,7 @@ def footprint(
     embedding = tensors[EMBEDDING]
     head = tensors[EMBEDDING if spec.tied_embedding else LM_HEAD]
     kv_bytes = 2 * spec.num_kv_heads * spec.head_dim * value_bytes
+    kinds = layer_kinds(spec, tensors)
     return ModelFootprint(
         layer_weight_bytes=tuple(layer_bytes),
         embedding_bytes=0 if embedding.file else embedding.num_bytes,
@@ -77,4 +78,31 @@ def footprint(
         kv_bytes_per_token=(kv_bytes,) * spec.num_layers,
         max_context=spec.max_context,
         hidden_bytes_per_token=spec.hidden_size * value_bytes,
+        layer_kinds=kinds,
+        num_layer_params=tuple(_num_params(tensors, layer) for layer in range(spec.num_layers)),
+        num_head_params=prod(head.shape),
+        activation_bytes_per_token=_activation_bytes_per_token(spec),
     )
+
+
+def layer_kinds(spec: ModelSpec, tensors: Mapping[str, TensorEntry]) -> tuple[int, ...]:
+    """Number the layers such that two have one number if they cost the same: attention, shapes and storage alike."""
+    numbers: dict[object, int] = {}
+    kinds = []
+    for layer, layer_spec in enumerate(spec.layers):
+        prefix = f"layers.{layer}."
+        entries = ((name, entry) for name, entry in tensors.items() if name.startswith(prefix))
+        form = sorted((name.removeprefix(prefix), entry.storage, entry.shape) for name, entry in entries)
+        kinds.append(numbers.setdefault((layer_spec.window, tuple(form)), len(numbers)))
+    return tuple(kinds)
+
+
+def _num_params(tensors: Mapping[str, TensorEntry], layer: int) -> int:
+    prefix = f"layers.{layer}."
+    return sum(prod(entry.shape) for name, entry in tensors.items() if name.startswith(prefix))
+
+
+def _activation_bytes_per_token(spec: ModelSpec) -> int:
+    """Residual, norm, queries, keys, values and mixed heads in float32, and the widest of the MLP's tiles once more."""
+    widths = 3 * spec.hidden_size + 2 * (spec.num_heads + spec.num_kv_heads) * spec.head_dim
+    return 4 * (widths + spec.intermediate_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -90,6 +91,17 @@ def stage_tensors(model: Model, start: int, end: int, *, embedding: bool, head: 
         source = EMBEDDING if model.spec.tied_embedding else LM_HEAD
         entries += [model.tensors[OUTPUT_NORM], msgspec.structs.replace(model.tensors[source], name=LM_HEAD)]
     return tuple(entries)
+
+
+def profile_tensors(model: Model) -> tuple[tuple[int, ...], tuple[TensorEntry, ...]]:
+    """Return one layer of each kind, in the order of the kinds' numbers, and the tensors of these layers and the head.
+
+    That is what a node needs to find out what steps of this model take on it.
+    """
+    kinds = model.footprint.layer_kinds or (0,)
+    layers = tuple(kinds.index(kind) for kind in range(max(kinds) + 1))
+    of_layers = (stage_tensors(model, layer, layer + 1, embedding=False, head=False) for layer in layers)
+    return layers, (*chain.from_iterable(of_layers), *stage_tensors(model, 0, 0, embedding=False, head=True))
 
 
 def _open_parts(reference: str, progress: Progress | None) -> tuple[ModelParts, str]:

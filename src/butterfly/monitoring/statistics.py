@@ -9,12 +9,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from statistics import median
+from statistics import fmean, median
+from typing import NamedTuple
 
 from butterfly.monitoring.timings import compute_s, sent_bytes, software_s_per_hop
-from butterfly.specs import Spec, StageTiming
+from butterfly.specs import MeasuredSpeed, Spec, StageSpeed, StageTiming
 
 DEFAULT_WINDOW = 1024  # steps; enough for a stable median, 8 KiB per figure
+LONE_WINDOW = 64  # tokens of lone streams: few enough that their contexts are much the same
 
 
 class StageSummary(Spec, frozen=True):
@@ -32,8 +34,14 @@ class StepSummary(Spec, frozen=True):
     stages: tuple[StageSummary, ...]  # in pipeline order
 
 
+class _LoneStep(NamedTuple):
+    total_s: float
+    compute_s: tuple[float, ...]
+    context: int
+
+
 class StepStatistics:
-    """Remembers the last `window` steps of one pipeline.
+    """Remembers the last `window` steps of one pipeline, and the last few of streams that ran alone.
 
     A change of the stages (a new plan) starts the window afresh: medians over two pipelines describe
     neither. The caller chooses which steps to record; decode steps alone give the figures of a token.
@@ -44,8 +52,11 @@ class StepStatistics:
         self._lock = threading.Lock()
         self._restart(())
 
-    def record(self, timings: Sequence[StageTiming], total_s: float) -> None:
-        """Add one finished step. `total_s` is its duration on the coordinator's clock."""
+    def record(self, timings: Sequence[StageTiming], total_s: float, lone_context: int | None = None) -> None:
+        """Add one finished step. `total_s` is its duration on the coordinator's clock.
+
+        `lone_context`: nothing else was in flight, and it was one generated token of a sequence with so many before.
+        """
         workers = tuple(timing.worker for timing in timings)
         with self._lock:
             if workers != self._workers:
@@ -55,6 +66,8 @@ class StepStatistics:
             self._sent_bytes.append(sent_bytes(timings))
             for seconds, timing in zip(self._compute_s, timings, strict=True):
                 seconds.append(compute_s(timing))
+            if lone_context is not None:
+                self._lone.append(_LoneStep(total_s, tuple(map(compute_s, timings)), lone_context))
 
     def summary(self) -> StepSummary:
         """Return the medians over the window."""
@@ -68,11 +81,25 @@ class StepStatistics:
                 stages=tuple(StageSummary(worker=name, compute_s=_median(times)) for name, times in stages),
             )
 
+    def lone_stream(self) -> MeasuredSpeed | None:
+        """Return what a token takes while nothing else runs; None before the first."""
+        with self._lock:
+            if not self._lone:
+                return None
+            by_stage = zip(self._workers, zip(*(step.compute_s for step in self._lone), strict=True), strict=True)
+            return MeasuredSpeed(
+                num_steps=len(self._lone),
+                context=round(fmean(step.context for step in self._lone)),
+                tpot_s=_median([step.total_s for step in self._lone]),
+                stages=tuple(StageSpeed(worker=name, compute_s=_median(times)) for name, times in by_stage),
+            )
+
     def _restart(self, workers: tuple[str, ...]) -> None:
         self._workers = workers
         self._totals_s: deque[float] = deque(maxlen=self._window)
         self._software_s: deque[float] = deque(maxlen=self._window)
         self._sent_bytes: deque[int] = deque(maxlen=self._window)
+        self._lone: deque[_LoneStep] = deque(maxlen=LONE_WINDOW)
         self._compute_s: tuple[deque[float], ...] = tuple(deque(maxlen=self._window) for _ in workers)
 
 

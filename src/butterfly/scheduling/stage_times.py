@@ -20,7 +20,7 @@ _FIT_EVERY = 8  # steps, also while nobody asks: a slope must be learned before 
 _MIN_CHUNK = 4  # tokens: a prompt always moves on
 _MIN_ALONE_CHUNK = 16  # tokens, where no reader of another stream waits for the step
 _READER_SHARE = 0.5  # how much of a decode step's own time a chunk may add to it; at 0.75 readers waited 2.2x as long
-_MAX_STEP_S = 1.0  # a step that nobody reads from still delays whoever comes next; at 0.5 slow prompts took 1.1x as long
+_MAX_STEP_S = 1.0  # a step that nobody reads from still delays whoever comes next; at 0.5 prompts took 1.1x as long
 _SMALLEST_S = 1e-9
 
 

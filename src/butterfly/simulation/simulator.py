@@ -57,29 +57,30 @@ class _Simulation:
         self._ledger = Ledger(arrivals)
         self._state = world.ClusterState([node.name for node in cluster.nodes], 0.0, config.deadlines)
         self._serving = False
-        self._plan = plan(model, cluster, workload)
+        self._plan = plan(model, cluster, workload, config.constraints)
         self._scheduler = Scheduler(_scheduler_config(self._plan, model, config))
         nodes = {node.name: node for node in cluster.nodes}
         self._stages = [
             ModelledStage(stage, nodes[stage.worker], model, config.rows_per_weight_pass) for stage in self._plan.stages
         ]
-        self._by_worker = {stage.worker: stage for stage in self._stages}
+        self._dead: set[str] = set()  # names of nodes
         self._links = [ModelledLink(link) for link, _ in costs.trip_links(self._plan, model, cluster)]
 
     def start(self) -> None:
         """Let every worker join and load, then book what is to come from outside."""
+        names = [node.name for node in self._cluster.nodes]
         for node in self._cluster.nodes:
             self._tell(world.WorkerJoined(now_s=0.0, worker=node.name, node=node))
         for fault in self._config.faults:
-            if fault.worker not in self._by_worker:
+            if fault.worker not in names:
                 raise ValueError(f"a fault of worker {fault.worker}, which is not in the cluster")
             self._clock.at(fault.at_s, partial(self._strike, fault))
         for arrival in self._arrivals:
             self._clock.at(arrival.arrival_s, partial(self._arrive, arrival))
             if arrival.abort_s is not None:
                 self._clock.at(arrival.abort_s, partial(self._abort, arrival.request_id))
-        for stage in self._stages:
-            self._clock.every(self._config.beat_interval_s, partial(self._beat, stage))
+        for name in names:
+            self._clock.every(self._config.beat_interval_s, partial(self._beat, name))
         self._clock.every(self._config.tick_interval_s, self._tick)
 
     def run(self) -> SimulationReport:
@@ -112,6 +113,8 @@ class _Simulation:
         """Give the cluster state an event and carry out its actions, as the coordinator does."""
         for action in self._state.handle(event):
             match action:
+                case world.MeasureCluster():
+                    self._tell(world.ClusterMeasured(now_s=self._clock.now_s, cluster=self._cluster))
                 case world.MakePlan():
                     self._tell(world.PlanMade(now_s=self._clock.now_s, plan=self._plan))
                 case world.LoadStages():
@@ -132,15 +135,15 @@ class _Simulation:
                     pass  # modelled workers need neither
 
     def _strike(self, fault: FaultSpec) -> None:
-        self._by_worker[fault.worker].alive = False
+        self._dead.add(fault.worker)
         if fault.kind == "exit":
             self._tell(world.WorkerExited(now_s=self._clock.now_s, worker=fault.worker, returncode=-9))
 
-    def _beat(self, stage: ModelledStage) -> bool:
-        if stage.alive:
-            now_s = self._clock.now_s
-            self._tell(world.WorkerBeat(now_s=now_s, worker=stage.worker, resident_bytes=0, kv_used_bytes=0))
-        return stage.alive
+    def _beat(self, worker: str) -> bool:
+        if worker in self._dead:
+            return False
+        self._tell(world.WorkerBeat(now_s=self._clock.now_s, worker=worker, resident_bytes=0, kv_used_bytes=0))
+        return True
 
     def _tick(self) -> bool:
         self._tell(world.Ticked(now_s=self._clock.now_s))
@@ -179,19 +182,19 @@ class _Simulation:
         else:
             num_bytes = len(sampled_tokens(step)) * costs.TOKEN_BYTES
         arrived_s = self._links[hop].send(num_bytes, self._clock.now_s)
-        self._clock.at(arrived_s + costs.HOP_SOFTWARE_S, partial(self._receive, step, num_bytes, timings))
+        self._clock.at(arrived_s, partial(self._receive, step, num_bytes, timings))
 
     def _receive(self, step: StepPlan, num_bytes: int, timings: tuple[StageTiming, ...]) -> None:
         if len(timings) == len(self._stages):
             self._finish(step, timings)
             return
         stage = self._stages[len(timings)]
-        if stage.alive:
+        if stage.worker not in self._dead:
             timing = stage.run(step, num_bytes, self._clock.now_s)
             self._clock.at(timing.finished_s, partial(self._leave, step, (*timings, timing)))
 
     def _leave(self, step: StepPlan, timings: tuple[StageTiming, ...]) -> None:
-        if self._stages[len(timings) - 1].alive:
+        if timings[-1].worker not in self._dead:
             self._send(step, timings)
 
     def _finish(self, step: StepPlan, timings: tuple[StageTiming, ...]) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from butterfly.cluster import Deadlines
 from butterfly.partitioning import costs
-from butterfly.specs import ClusterPhase, FinishReason, Plan, PrefixReuse, Spec
+from butterfly.specs import ClusterPhase, FinishReason, Plan, PlanConstraints, PrefixReuse, Spec
 
 
 class SimulatedRequest(Spec, frozen=True):
@@ -28,6 +28,7 @@ class FaultSpec(Spec, frozen=True):
 
 
 class SimulationConfig(Spec, frozen=True):
+    constraints: PlanConstraints = PlanConstraints()
     num_slots: int | None = None  # None: as many as stages, and one spare
     max_num_batched_tokens: int = 512
     max_num_sequences: int = 256
@@ -35,7 +36,7 @@ class SimulationConfig(Spec, frozen=True):
     target_ttft_s: float = 60.0
     block_size: int = 16
     prefix_reuse: PrefixReuse = "all"
-    rows_per_weight_pass: int = costs.ROWS_PER_WEIGHT_PASS  # tokens of a step that cost no more than one does
+    rows_per_weight_pass: int = costs.ROWS_PER_WEIGHT_PASS  # tokens that cost as one: where only a bandwidth is known
     faults: tuple[FaultSpec, ...] = ()
     deadlines: Deadlines = Deadlines()
     beat_interval_s: float = 1.0

@@ -1,4 +1,5 @@
-"""The process around a stage: it joins a coordinator, loads what it is told, runs steps, hands them on.
+"""The process around a stage: it joins a coordinator, measures itself and its links when it is told to, loads what it
+is told, runs steps, hands them on.
 
 Promises: every wait has a deadline; a failure of the stage, of a message or of the next worker is
 reported to the coordinator and survived; a step is checked against the plan, in all that it says about tokens,
@@ -8,14 +9,16 @@ ends by itself; SIGTERM and Shutdown end it cleanly.
 Must not know: scheduling, HTTP, model families. It computes nothing: `stage` says what it asks of the
 engine.
 
-One-hour change: a new message from the coordinator is one branch in `loop.WorkerLoop._handle` and one test
-in tests/unit/worker; a new resource to announce is one field in `resources` and in messages.Join.
+One-hour change: a new message from the coordinator is one branch in `loop.WorkerLoop._obey` and one test
+in tests/unit/worker; what is timed for a profile is `profile_points`, and what follows from it `profile_times`; a
+new resource to announce is one field in `resources` and in messages.Join.
 """
 
 from butterfly.worker.invitation import read_invitation, write_invitation
 from butterfly.worker.lifeline import hold_lifeline
 from butterfly.worker.loop import Deadlines
 from butterfly.worker.process import run_worker
+from butterfly.worker.profiling import Profiler, Report
 from butterfly.worker.resources import NodeResources, measure_resources
 from butterfly.worker.stage import Answer, HiddenState, Stage, StageFactory, StageOutput
 
@@ -24,6 +27,8 @@ __all__ = [
     "Deadlines",
     "HiddenState",
     "NodeResources",
+    "Profiler",
+    "Report",
     "Stage",
     "StageFactory",
     "StageOutput",

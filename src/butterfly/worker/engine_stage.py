@@ -11,7 +11,7 @@ from butterfly.engine import Answer as EngineAnswer
 from butterfly.engine import Stage as EngineStage
 from butterfly.errors import WorkerError
 from butterfly.messages import Load, TensorHeader
-from butterfly.specs import ComputeDType, StepPlan
+from butterfly.specs import ComputeDType, StepPlan, WeightFormat
 from butterfly.worker.resources import has_int8_instructions
 from butterfly.worker.stage import Answer, HiddenState, Progress, Stage, StageOutput
 
@@ -24,13 +24,8 @@ class EngineStageFactory:
 
     def load(self, load: Load, progress: Progress) -> Stage:
         """Materialise the tensors of this stage. Raises ModelError, WorkerError or MemoryError."""
-        if load.weights != "int4" and self._device.type == "cpu" and not has_int8_instructions():
-            raise WorkerError(
-                f"the CPU of {load.stage.worker} has no VNNI instructions, which {load.weights} weights need: "
-                "use --weights int4",
-                load.stage.worker,
-            )
-        with _translated(load.stage.worker):
+        check_weights(load.weights, self._device, load.stage.worker)
+        with translated(load.stage.worker):
             engine = EngineStage(
                 load.model,
                 load.stage,
@@ -40,10 +35,12 @@ class EngineStageFactory:
                 weights=load.weights,
                 progress=progress,
             )
-        return _EngineStage(engine, load.dtype)
+        return AdaptedStage(engine, load.dtype)
 
 
-class _EngineStage:
+class AdaptedStage:
+    """A stage of the engine that takes and gives buffers."""
+
     def __init__(self, engine: EngineStage, dtype: ComputeDType) -> None:
         self._engine, self._dtype = engine, dtype
 
@@ -55,7 +52,7 @@ class _EngineStage:
         return self._engine.kv_used_bytes
 
     def run(self, plan: StepPlan, hidden: memoryview | None) -> StageOutput:
-        with _translated(self._engine.plan.worker):
+        with translated(self._engine.plan.worker):
             output = self._engine.run(plan, None if hidden is None else self._to_tensor(hidden))
         if isinstance(output, EngineAnswer):
             return Answer(output.samples, output.scores)
@@ -70,8 +67,17 @@ class _EngineStage:
         return torch.frombuffer(payload, dtype=torch.uint8).clone().view(self._engine.dtype).view(-1, width)
 
 
+def check_weights(weights: WeightFormat, device: torch.device, worker: str) -> None:
+    """Raise WorkerError where the weights need instructions that this CPU has not."""
+    if weights != "int4" and device.type == "cpu" and not has_int8_instructions():
+        raise WorkerError(
+            f"the CPU of {worker} has no VNNI instructions, which {weights} weights need: use --weights int4", worker
+        )
+
+
 @contextmanager
-def _translated(worker: str) -> Iterator[None]:
+def translated(worker: str) -> Iterator[None]:
+    """Raise MemoryError or WorkerError for what torch and the system raise."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,4 +1,4 @@
-"""The life of a worker between its invitation and its end: join, load, run steps, follow the coordinator.
+"""The life of a worker between its invitation and its end: join, measure, load, run steps, follow the coordinator.
 
 One thread receives, computes and sends; only the heartbeat has a thread of its own. The worker decides
 nothing: it is told what to load and what to run, and reports what went wrong.
@@ -19,13 +19,21 @@ from butterfly.communication import EpochGate, Outbox, Received, Transport
 from butterfly.errors import ButterflyError, PeerLostError, PeerTimeoutError, ProtocolError, WorkerError
 from butterfly.messages import (
     PROTOCOL_VERSION,
+    Echo,
     Failed,
+    Introduce,
     Invitation,
     Join,
+    LinksProbed,
     Load,
     Loaded,
     LoadProgress,
+    Message,
     Ping,
+    Probe,
+    ProbeLinks,
+    Profile,
+    Profiled,
     Result,
     Shutdown,
     Step,
@@ -33,6 +41,8 @@ from butterfly.messages import (
 from butterfly.specs import StageTiming, StepPlan
 from butterfly.worker.checks import check_step
 from butterfly.worker.heartbeat import Heart, Vitals
+from butterfly.worker.probing import Probing
+from butterfly.worker.profiling import Profiler
 from butterfly.worker.resources import NodeResources
 from butterfly.worker.stage import HiddenState, Stage, StageFactory, StageOutput
 
@@ -50,10 +60,11 @@ class Deadlines:
     coordinator_silence_s: float = 10.0  # it sends a Ping every second
     send_s: float = 5.0
     heartbeat_interval_s: float = 1.0
+    echo_s: float = 5.0  # of a peer, when a link is measured
 
 
-class _LoadAbandoned(Exception):
-    """Raised through `StageFactory.load` when its result is not wanted any more."""
+class _Abandoned(Exception):
+    """Raised through long work when its result is not wanted any more."""
 
 
 class WorkerLoop:
@@ -66,25 +77,29 @@ class WorkerLoop:
         stage_factory: StageFactory,
         resources: NodeResources,
         deadlines: Deadlines,
+        profiler: Profiler | None = None,
     ) -> None:
         self._name = invitation.name
         self._home = invitation.coordinator
         self._transport = transport
         self._stage_factory = stage_factory
+        self._profiler = profiler
         self._resources = resources
         self._deadlines = deadlines
         self._inbox = transport.open_inbox()
         transport.admit(self._home.name, self._home.public_key)
         self._coordinator = transport.connect(self._home)
         self._next: Outbox = self._coordinator
+        self._probing = Probing(transport, self._inbox.address, self._coordinator, deadlines.echo_s)
+        self._introduced: set[str] = set()  # peers that may send to us until there is a plan
         self._gate = EpochGate()
         self._vitals = Vitals()
         self._load: Load | None = None
         self._stage: Stage | None = None
         self._heart: Heart | None = None
-        self._backlog: deque[Received] = deque()  # arrived during a load
+        self._backlog: deque[Received] = deque()  # arrived during long work
         self._last_heard_s = time.monotonic()  # from the coordinator
-        self._last_progress_s = 0.0
+        self._last_look_s = 0.0  # when long work was last interrupted
         self._stopping = False
 
     def request_stop(self) -> None:
@@ -97,6 +112,7 @@ class WorkerLoop:
         if self._heart is not None:
             self._heart.stop()
         self._next.close()
+        self._probing.close()
         self._coordinator.close()
         self._inbox.close()
 
@@ -170,15 +186,59 @@ class WorkerLoop:
                 logger.info("dropped a %s of epoch %d", type(message).__name__, message.epoch)
             elif isinstance(message, Step):
                 self._run_step(received, message)
-            elif sender == self._home.name and isinstance(message, Load):
-                self._load_stage(message)
-            elif not (sender == self._home.name and isinstance(message, Ping)):
+            elif isinstance(message, Probe):
+                self._probing.answer(message, sender)
+            elif isinstance(message, Echo):
+                self._probing.hear(message, sender, received.received_s)
+            elif not (sender == self._home.name and self._obey(message)):
                 kind = type(message).__name__
                 raise ProtocolError(f"{sender} sent a {kind}, which is not its to send", sender)
+        except _Abandoned:
+            logger.info("abandoned a %s of epoch %d", type(message).__name__, message.epoch)
         except MemoryError as error:
             self.report(f"{self._name} is out of memory: {error}", out_of_memory=True)
         except ButterflyError as error:
             self.report(str(error))
+
+    def _obey(self, message: Message) -> bool:
+        """Do what the coordinator says; False when it is nothing that a worker is told."""
+        if isinstance(message, Load):
+            self._load_stage(message)
+        elif isinstance(message, Profile):
+            self._measure(message)
+        elif isinstance(message, ProbeLinks):
+            self._measure_links(message)
+        elif isinstance(message, Introduce):
+            for peer in message.peers:
+                self._transport.admit(peer.name, peer.public_key)
+                self._introduced.add(peer.name)
+        return isinstance(message, Load | Profile | ProbeLinks | Introduce | Ping)
+
+    def _attend(self, timeout_s: float = 0.0) -> None:
+        """Look up from long work, for a first message until the timeout: answer probes, leave the rest for later.
+
+        Raises _Abandoned when the work is not wanted any more; `serve` finds out why, and says it.
+        """
+        received = self._receive(timeout_s)
+        while received is not None:
+            if isinstance(received.message, Probe | Echo):
+                self._handle(received)
+            elif not isinstance(received.message, Ping):
+                self._backlog.append(received)
+            received = self._receive(0)
+        is_superseded = any(
+            isinstance(waiting.message, Load | Profile | Shutdown) and waiting.sender == self._home.name
+            for waiting in self._backlog
+        )
+        if self._stopping or is_superseded or self._silent_s > self._deadlines.coordinator_silence_s:
+            raise _Abandoned
+
+    def _is_time_to_look(self) -> bool:
+        now_s = time.monotonic()
+        is_time = now_s - self._last_look_s >= _PROGRESS_INTERVAL_S
+        if is_time:
+            self._last_look_s = now_s
+        return is_time
 
     # -------------------------------------------------------------------------------------- joining
 
@@ -207,15 +267,29 @@ class WorkerLoop:
         self._backlog.append(received)
         return True
 
+    # ------------------------------------------------------------------------------------ measuring
+
+    def _measure(self, request: Profile) -> None:
+        if self._profiler is None:
+            raise WorkerError(f"{self._name} cannot measure what steps take", self._name)
+        profile = self._profiler.profile(request, self._look_up)
+        profiled = Profiled(epoch=request.epoch, worker=self._name, profile=profile)
+        self._coordinator.send(profiled, timeout_s=self._deadlines.send_s)
+
+    def _look_up(self, share: float) -> None:
+        if self._is_time_to_look():
+            self._attend()
+
+    def _measure_links(self, request: ProbeLinks) -> None:
+        links = tuple(self._probing.probe(peer, request.epoch, self._attend) for peer in request.peers)
+        probed = LinksProbed(epoch=request.epoch, worker=self._name, links=links)
+        self._coordinator.send(probed, timeout_s=self._deadlines.send_s)
+
     # -------------------------------------------------------------------------------------- loading
 
     def _load_stage(self, load: Load) -> None:
         self._enter_plan(load)
-        try:
-            self._stage = self._stage_factory.load(load, self._progress)
-        except _LoadAbandoned:
-            logger.info("abandoned the load of epoch %d", load.epoch)
-            return
+        self._stage = self._stage_factory.load(load, self._progress)
         self._load = load
         loaded = Loaded(epoch=load.epoch, worker=self._name, weight_bytes=self._stage.weight_bytes)
         self._coordinator.send(loaded, timeout_s=self._deadlines.send_s)
@@ -229,6 +303,7 @@ class WorkerLoop:
         self._gate.raise_to(load.epoch)
         if self._load is not None and self._load.previous.name != self._home.name:
             self._transport.expel(self._load.previous.name)
+        self._end_measuring(load.previous.name)
         self._load = self._stage = None  # both copies of the weights would not fit
         self._vitals.epoch, self._vitals.kv_used_bytes = load.epoch, 0
         if load.previous.name != self._home.name:
@@ -239,29 +314,23 @@ class WorkerLoop:
         if load.next.name != self._home.name:
             self._next = self._transport.connect(load.next)
 
+    def _end_measuring(self, wanted_peer: str) -> None:
+        """Let go of the peers that we were introduced to, but for one."""
+        self._probing.close()
+        for name in self._introduced - {wanted_peer}:
+            self._transport.expel(name)
+        self._introduced.clear()
+
     def _progress(self, loaded_bytes: int, total_bytes: int) -> None:
         """Report progress, and look up from the work: is it still wanted?"""
-        now_s = time.monotonic()
-        if now_s - self._last_progress_s < _PROGRESS_INTERVAL_S and loaded_bytes < total_bytes:
+        if not self._is_time_to_look() and loaded_bytes < total_bytes:
             return
-        self._last_progress_s = now_s
-        self._attend_while_loading()
+        self._attend()
         progress = LoadProgress(
             epoch=self._gate.epoch, worker=self._name, loaded_bytes=loaded_bytes, total_bytes=total_bytes
         )
         with suppress(PeerTimeoutError):  # the next one will do
             self._coordinator.send(progress, timeout_s=0)
-
-    def _attend_while_loading(self) -> None:
-        while (received := self._receive(0)) is not None:
-            if not isinstance(received.message, Ping):
-                self._backlog.append(received)
-        superseded = any(
-            isinstance(waiting.message, Load | Shutdown) and waiting.sender == self._home.name
-            for waiting in self._backlog
-        )
-        if self._stopping or superseded or self._silent_s > self._deadlines.coordinator_silence_s:
-            raise _LoadAbandoned  # `serve` finds out the same and says it
 
     # -------------------------------------------------------------------------------------- running
 

@@ -13,6 +13,7 @@ from butterfly.communication import Transport
 from butterfly.errors import ButterflyError
 from butterfly.messages import Invitation
 from butterfly.worker.loop import Deadlines, WorkerLoop
+from butterfly.worker.profiling import Profiler
 from butterfly.worker.resources import NodeResources
 from butterfly.worker.stage import StageFactory
 
@@ -25,6 +26,7 @@ def run_worker(
     stage_factory: StageFactory,
     resources: NodeResources,
     *,
+    profiler: Profiler | None = None,
     launched: bool = False,
     deadlines: Deadlines = Deadlines(),  # noqa: B008 - frozen
 ) -> int:
@@ -33,10 +35,11 @@ def run_worker(
     0 after Shutdown, SIGTERM or (started by hand) SIGINT; 1, with one line on standard error, when the
     coordinator cannot be joined or falls silent, or on a bug. `launched` says that a launcher handles
     Ctrl-C: SIGINT is ignored. (It also holds our standard input: see `hold_lifeline`.)
+    Without a `profiler` it answers Failed when it is told to measure what steps take.
     Everything opened here is closed; the transport itself remains its maker's to close.
     """
     try:
-        worker = WorkerLoop(invitation, transport, stage_factory, resources, deadlines)
+        worker = WorkerLoop(invitation, transport, stage_factory, resources, deadlines, profiler)
         with _signals_to(worker.request_stop, ignore_interrupt=launched), closing(worker):
             _work(worker)
     except ButterflyError as error:

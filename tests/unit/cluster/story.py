@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from butterfly.cluster import (
     Action,
+    ClusterMeasured,
     ClusterState,
+    MeasuringProgressed,
     PlanMade,
     WorkerJoined,
     WorkerLoaded,
 )
-from butterfly.specs import NodeSpec, Plan, StagePlan
+from butterfly.specs import ClusterSpec, NodeSpec, Plan, StagePlan
 
 NAMES = ("w0", "w1", "w2")
 
 
 def make_node(name: str) -> NodeSpec:
     return NodeSpec(name=name, memory_bytes=100, memory_bandwidth_bytes_per_s=10.0)
+
+
+def make_cluster(names: tuple[str, ...] = NAMES) -> ClusterSpec:
+    return ClusterSpec(nodes=tuple(make_node(name) for name in names))
 
 
 def make_plan(names: tuple[str, ...] = NAMES) -> Plan:
@@ -39,6 +45,14 @@ def joined(name: str, now_s: float = 1.0) -> WorkerJoined:
     return WorkerJoined(now_s=now_s, worker=name, node=make_node(name), host="h", pid=7)
 
 
+def progressed(*names: str, what: str = "compute", now_s: float = 1.2) -> MeasuringProgressed:
+    return MeasuringProgressed(now_s=now_s, workers=names, what=what)
+
+
+def measured(now_s: float = 1.5, names: tuple[str, ...] = NAMES) -> ClusterMeasured:
+    return ClusterMeasured(now_s=now_s, cluster=make_cluster(names))
+
+
 def loaded(name: str, now_s: float = 3.0) -> WorkerLoaded:
     return WorkerLoaded(now_s=now_s, worker=name, weight_bytes=40)
 
@@ -47,10 +61,28 @@ def starting() -> ClusterState:
     return ClusterState(NAMES, now_s=0.0)
 
 
-def loading(now_s: float = 2.0) -> ClusterState:
+def all_joined() -> ClusterState:
     state = starting()
     for name in NAMES:
         state.handle(joined(name))
+    return state
+
+
+def measuring() -> ClusterState:
+    """Two workers are at it; one waits for its turn."""
+    state = all_joined()
+    state.handle(progressed("w0", "w1"))
+    return state
+
+
+def planning() -> ClusterState:
+    state = measuring()
+    state.handle(measured())
+    return state
+
+
+def loading(now_s: float = 2.0) -> ClusterState:
+    state = planning()
     state.handle(PlanMade(now_s=now_s, plan=make_plan()))
     return state
 
@@ -61,4 +93,13 @@ def ready(now_s: float = 3.0) -> ClusterState:
     for name in NAMES:
         actions += state.handle(loaded(name, now_s))
     assert state.phase == "ready"
+    return state
+
+
+def ready_without_w1(now_s: float = 3.0) -> ClusterState:
+    """The plan left a worker out."""
+    state = planning()
+    state.handle(PlanMade(now_s=2.0, plan=make_plan(("w2", "w0"))))
+    for name in ("w0", "w2"):
+        state.handle(loaded(name, now_s))
     return state

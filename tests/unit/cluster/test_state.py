@@ -13,6 +13,7 @@ from butterfly.cluster import (
     IllegalTransitionError,
     LoadStages,
     MakePlan,
+    MeasureCluster,
     PingWorkers,
     PlanMade,
     PlanRefused,
@@ -31,9 +32,15 @@ from tests.unit.cluster.story import (
     joined,
     loaded,
     loading,
+    make_cluster,
     make_node,
     make_plan,
+    measured,
+    measuring,
+    planning,
+    progressed,
     ready,
+    ready_without_w1,
     starting,
 )
 
@@ -49,8 +56,16 @@ def test_from_start_to_serving_to_the_end() -> None:
     assert state.handle(joined("w0")) == []
     assert state.detail == "waiting for w2 to join"
     nodes = tuple(make_node(name) for name in NAMES)
-    assert state.handle(joined("w2")) == [MakePlan(nodes=nodes)]
-    assert state.detail == "making a plan"
+    assert state.handle(joined("w2")) == [MeasureCluster(nodes=nodes)]
+    assert state.handle(progressed("w0", "w1")) == []
+    assert (state.phase, state.detail) == ("measuring", "measuring compute: w0, w1")
+    assert [worker.phase for worker in state.snapshot()] == ["measuring", "measuring", "joined"]
+    assert state.handle(progressed("w2", what="links")) == []
+    assert state.detail == "measuring links: w2"
+    assert state.cluster is None
+    assert state.handle(measured()) == [MakePlan(cluster=make_cluster())]
+    assert (state.phase, state.detail) == ("measuring", "making a plan")
+    assert state.cluster == make_cluster()
     plan = make_plan()
     assert state.handle(PlanMade(now_s=2.0, plan=plan)) == [LoadStages(plan=plan, epoch=1)]
     state.handle(WorkerLoadProgressed(now_s=2.5, worker="w1", loaded_bytes=10, total_bytes=40))
@@ -91,7 +106,7 @@ LOSSES: dict[str, Loss] = {
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-@pytest.mark.parametrize("make_state", [starting, loading, ready])
+@pytest.mark.parametrize("make_state", [starting, measuring, planning, loading, ready])
 def test_a_lost_worker_ends_every_request_by_name(make_state: Callable[[], ClusterState], loss: Loss) -> None:
     state = make_state()
     was_serving = state.phase == "ready"
@@ -106,15 +121,17 @@ def test_a_lost_worker_ends_every_request_by_name(make_state: Callable[[], Clust
     ("make_state", "last_quiet_s", "reason"),
     [
         (lambda: starting(), 60.0, "worker w0 did not join within 60 s"),
+        (lambda: measuring(), 121.2, "worker w0 was not done measuring its compute within 120 s"),
         (lambda: loading(2.0), 602.0, "worker w0 did not load its layers within 600 s (0% done)"),
         (lambda: ready(3.0), 13.0, "worker w0 was silent for more than 10 s"),
     ],
-    ids=["join", "load", "heartbeat"],
+    ids=["join", "measure", "load", "heartbeat"],
 )
 def test_every_deadline_names_its_worker(
     make_state: Callable[[], ClusterState], last_quiet_s: float, reason: str
 ) -> None:
     state = make_state()
+    state.handle(beat("w2", last_quiet_s - 1.0))
     assert FailRequests(reason=reason) not in state.handle(Ticked(now_s=last_quiet_s))
     assert state.phase != "failed"
     assert FailRequests(reason=reason) in state.handle(Ticked(now_s=last_quiet_s + 0.01))
@@ -155,10 +172,90 @@ def test_a_worker_that_loads_may_be_silent_but_one_that_has_loaded_may_not() -> 
     assert state.detail == "worker w1 was silent for more than 10 s"
 
 
+def test_whose_turn_it_is_to_be_measured_has_a_deadline_of_its_own() -> None:
+    state = measuring()
+    state.handle(beat("w2", 100.0))
+    state.handle(progressed("w1", "w2", now_s=100.0))  # w0 is done, and beats from now on
+    state.handle(beat("w0", 121.0))
+    state.handle(Ticked(now_s=121.2))
+    assert state.phase == "measuring"
+    state.handle(Ticked(now_s=121.3))
+    assert state.detail == "worker w1 was not done measuring its compute within 120 s"
+
+
+def test_measuring_something_else_begins_anew() -> None:
+    state = measuring()
+    state.handle(progressed("w0", what="links", now_s=100.0))
+    for name in ("w1", "w2"):
+        state.handle(beat(name, 215.0))
+    state.handle(Ticked(now_s=220.0))
+    assert state.phase == "measuring"
+    state.handle(Ticked(now_s=220.1))
+    assert state.detail == "worker w0 was not done measuring its links within 120 s"
+
+
+def test_a_worker_that_waits_to_be_measured_must_beat() -> None:
+    state = measuring()
+    state.handle(Ticked(now_s=11.1))
+    assert state.detail == "worker w2 was silent for more than 10 s"
+
+
+class TestAWorkerThatThePlanLeftOut:
+    def test_stands_by_holds_nothing_and_is_not_waited_for(self) -> None:
+        state = planning()
+        plan = make_plan(("w2", "w0"))
+        assert state.handle(PlanMade(now_s=2.0, plan=plan)) == [LoadStages(plan=plan, epoch=1)]
+        assert state.detail == "loading: w0 0%, w2 0%"
+        assert state.handle(loaded("w2")) == []
+        assert state.handle(loaded("w0")) == [StartServing(epoch=1)]
+        spare = state.snapshot()[1]
+        assert (spare.phase, spare.start, spare.end, spare.weight_bytes) == ("standby", 0, 0, 0)
+        assert state.detail == ""
+
+    def test_is_pinged_and_shut_down_like_the_others(self) -> None:
+        state = ready_without_w1()
+        assert state.handle(Ticked(now_s=5.0)) == [PingWorkers(epoch=1, workers=NAMES)]
+        (*_, shut_down) = state.handle(StopRequested(now_s=6.0, reason="bye"))
+        assert shut_down == ShutDownWorkers(reason="bye", workers=NAMES)
+
+    @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+    def test_may_be_lost_which_is_only_noted(self, loss: Loss) -> None:
+        state = ready_without_w1()
+        event, reason = loss
+        assert state.handle(event) == []
+        assert state.phase == "ready"
+        assert state.detail == reason.replace("w1", "w1, on standby,")
+        assert reason.replace("w1", "w1, on standby,") in state.story[-1]
+        assert [worker.phase for worker in state.snapshot()] == ["ready", "lost", "ready"]
+        assert state.handle(WorkerExited(now_s=4.5, worker="w1", returncode=-9)) == []
+        assert state.detail == reason.replace("w1", "w1, on standby,")  # the first cause stays the cause
+        assert state.handle(Ticked(now_s=5.0)) == [PingWorkers(epoch=1, workers=("w0", "w2"))]
+
+    def test_may_be_lost_while_the_others_load(self) -> None:
+        state = planning()
+        state.handle(PlanMade(now_s=2.0, plan=make_plan(("w2", "w0"))))
+        state.handle(WorkerExited(now_s=2.5, worker="w1", returncode=1))
+        state.handle(loaded("w0"))
+        assert state.handle(loaded("w2")) == [StartServing(epoch=1)]
+        assert state.detail == "worker w1, on standby, exited with code 1"
+
+    def test_must_beat_and_its_silence_hides_nobody_elses(self) -> None:
+        state = ready_without_w1()
+        state.handle(beat("w0", 12.0))
+        state.handle(Ticked(now_s=12.5))
+        assert state.detail == "worker w1, on standby, was silent for more than 10 s"
+        state.handle(Ticked(now_s=13.5))
+        assert (state.phase, state.detail) == ("failed", "worker w2 was silent for more than 10 s")
+
+    def test_is_no_suspect_when_a_step_is_late(self) -> None:
+        state = ready_without_w1()
+        for name, now_s in (("w1", 4.0), ("w0", 6.0), ("w2", 5.0)):
+            state.handle(beat(name, now_s))
+        assert state.quietest_worker() == "w2"
+
+
 def test_a_refused_plan_fails_with_the_planners_reason() -> None:
-    state = starting()
-    for name in NAMES:
-        state.handle(joined(name))
+    state = planning()
     assert state.handle(PlanRefused(now_s=2.0, reason="3 workers but 2 layers")) == [
         FailRequests(reason="3 workers but 2 layers")
     ]
@@ -199,8 +296,13 @@ def test_the_snapshot_tells_plan_and_heartbeat_of_each_worker() -> None:
     ("make_state", "event", "why"),
     [
         (starting, loaded("w0"), "cannot happen while starting"),
-        (starting, PlanMade(now_s=1.0, plan=make_plan()), "before every worker has joined"),
+        (starting, measured(), "cannot happen while starting"),
+        (starting, PlanMade(now_s=1.0, plan=make_plan()), "cannot happen while starting"),
         (starting, joined("w9"), "names an unknown worker; known are w0, w1, w2"),
+        (measuring, PlanMade(now_s=1.0, plan=make_plan()), "before the cluster was measured"),
+        (measuring, progressed("w0", "w9"), "names an unknown worker; known are w0, w1, w2"),
+        (measuring, measured(names=("w0", "w1")), "with nodes"),
+        (planning, measured(), "with nodes"),
         (loading, joined("w0"), "cannot happen while loading"),
         (loading, PlanRefused(now_s=1.0, reason="no"), "cannot happen while loading"),
         (ready, loaded("w0"), "cannot happen while ready"),
@@ -218,12 +320,11 @@ def test_what_cannot_happen_raises_with_the_story(
     assert state.phase == phase
 
 
-def test_a_plan_must_use_exactly_the_workers() -> None:
-    state = starting()
-    for name in NAMES:
-        state.handle(joined(name))
+@pytest.mark.parametrize("names", [("w0", "w9"), ("w0", "w0"), ()])
+def test_a_plan_must_use_the_workers_each_once_at_most(names: tuple[str, ...]) -> None:
+    state = planning()
     with pytest.raises(IllegalTransitionError, match="with stages on"):
-        state.handle(PlanMade(now_s=2.0, plan=make_plan(("w0", "w1"))))
+        state.handle(PlanMade(now_s=2.0, plan=make_plan(names)))
 
 
 def test_joining_or_loading_twice_is_illegal() -> None:

@@ -1,21 +1,32 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from butterfly.communication import EpochGate
 from butterfly.errors import ProtocolError
 from butterfly.messages import (
+    Echo,
     Failed,
     Heartbeat,
+    Introduce,
+    LinksProbed,
     Loaded,
     LoadProgress,
     Message,
+    PeerAddress,
     Ping,
+    Probe,
+    ProbeLinks,
+    Profiled,
     Result,
     Shutdown,
     Step,
 )
-from butterfly.specs import StepPlan
+from butterfly.specs import ComputeProfile, StepPlan, TimeTable
+from tests.unit.worker.slow_samples import request
+
+TABLE = TimeTable(num_tokens=(1,), contexts=(0,), seconds=((1.0,),))
 
 
 def plan_bound(epoch: int) -> list[Message]:
@@ -33,6 +44,13 @@ def life(epoch: int) -> list[Message]:
         Ping(epoch=epoch),
         Shutdown(epoch=epoch),
         Heartbeat(epoch=epoch, worker="w", resident_bytes=1, kv_used_bytes=0),
+        Introduce(epoch=epoch, peers=()),
+        ProbeLinks(epoch=epoch, peers=()),
+        LinksProbed(epoch=epoch, worker="w", links=()),
+        Probe(epoch=epoch, number=1, reply_to=PeerAddress(name="w", endpoint="", public_key="")),
+        Echo(epoch=epoch, number=1),
+        replace(request(), epoch=epoch),
+        Profiled(epoch=epoch, worker="w", profile=ComputeProfile(layers=(), head=TABLE, step_s=0.0)),
     ]
 
 

@@ -14,12 +14,14 @@ from butterfly.embedded.building import (
     choose_weights,
     coordinator_config,
     log_level_name,
+    memory_options,
     open_model,
     worker_command,
+    worker_memory_bytes,
 )
 from butterfly.errors import ConfigError, InfeasiblePlanError, ModelNotFoundError
 from butterfly.models import with_weights
-from butterfly.specs import WorkloadSpec
+from butterfly.specs import PlanConstraints, WorkloadSpec
 
 TINY = "random:llama,hidden=64,layers=2"
 
@@ -34,11 +36,18 @@ def test_every_option_of_the_coordinator_is_passed_on() -> None:
         prefix_reuse="prompt",
         max_num_batched_tokens=99,
         target_ttft_s=7.0,
+        objective="throughput",
+        constraints=PlanConstraints(exclude=("worker-9",)),
+        measure=False,
         num_slots=1,
         step_timeout_s=8.0,
     )
     assert coordinator_config(config, open_model(config, unwatched), "int8") == CoordinatorConfig(
-        workload=WorkloadSpec(concurrency=3, context=128, kv_tokens=200),
+        workload=WorkloadSpec(
+            concurrency=3, context=128, kv_tokens=200, objective="throughput", max_num_batched_tokens=99
+        ),
+        constraints=PlanConstraints(exclude=("worker-9",)),
+        measure=False,
         dtype="float32",
         weights="int8",
         prefix_reuse="prompt",
@@ -51,10 +60,20 @@ def test_every_option_of_the_coordinator_is_passed_on() -> None:
 
 def test_a_worker_is_told_its_share() -> None:
     config = ClusterConfig(model=TINY, num_workers=2, num_threads=3, device="cpu", encrypt=False)
-    command = worker_command(config, memory_bytes=1 << 30)
+    command = [*worker_command(config), *memory_options({"worker-0": 1 << 30})["worker-0"]]
     assert command[1:6] == ["-m", "butterfly", "worker", "--invitation", "-"]
-    assert command[6:12] == ["--device", "cpu", "--threads", "3", "--memory", str(1 << 30)]
-    assert command[-1] == "--no-encrypt"
+    assert command[6:10] == ["--device", "cpu", "--threads", "3"]
+    assert command[-3:] == ["--no-encrypt", "--memory", str(1 << 30)]
+
+
+@pytest.mark.parametrize(("given", "each"), [((5, 7), (5, 7)), ((5,), (5, 5))], ids=["one for each", "one for all"])
+def test_workers_may_have_memories_of_their_own(given: tuple[int, ...], each: tuple[int, ...]) -> None:
+    assert worker_memory_bytes(ClusterConfig(model=TINY, num_workers=2, memory_bytes=given)) == each
+
+
+def test_as_many_sizes_as_workers() -> None:
+    with pytest.raises(ConfigError, match=r"3 sizes \(--memory\) were given for 2 workers"):
+        open_model(ClusterConfig(model=TINY, num_workers=2, memory_bytes=(1, 2, 3)), unwatched)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +92,7 @@ def test_more_workers_than_layers_are_refused() -> None:
 def test_what_cannot_fit_is_refused_with_the_figures() -> None:
     model = open_model(ClusterConfig(model=TINY), unwatched)
     with pytest.raises(InfeasiblePlanError, match="does not fit"):
-        check_it_fits(model, ["worker-0"], 1000, WorkloadSpec(concurrency=1, context=128))
+        check_it_fits(model, {"worker-0": 1000}, WorkloadSpec(concurrency=1, context=128), PlanConstraints())
 
 
 @pytest.mark.parametrize(
@@ -81,7 +100,7 @@ def test_what_cannot_fit_is_refused_with_the_figures() -> None:
     [
         (ClusterConfig(model="no/such/folder/model.gguf"), ModelNotFoundError),
         (ClusterConfig(model=TINY, num_workers=3), ConfigError),
-        (ClusterConfig(model=TINY, memory_bytes=1000), InfeasiblePlanError),
+        (ClusterConfig(model=TINY, memory_bytes=(1000,)), InfeasiblePlanError),
     ],
     ids=["model", "options", "plan"],
 )
@@ -101,7 +120,7 @@ LARGE = "random:llama,hidden=2048,layers=1,heads=16,kv_heads=4,ffn=2048,vocab=30
 
 
 def chosen(config: ClusterConfig, memory_bytes: int = 1 << 30) -> str:
-    return choose_weights(config, open_model(config, unwatched), ["worker-0"], memory_bytes)
+    return choose_weights(config, open_model(config, unwatched), {"worker-0": memory_bytes})
 
 
 def test_large_matrices_are_held_in_both_forms_where_the_cpu_and_the_memory_suit(
@@ -114,7 +133,8 @@ def test_large_matrices_are_held_in_both_forms_where_the_cpu_and_the_memory_suit
     )
     assert chosen(large) == "mixed"
     between = (sum(int4.layer_weight_bytes) + sum(mixed.layer_weight_bytes)) // 2 + mixed.embedding_bytes
-    assert chosen(large, between + mixed.head_bytes + (8 << 20)) == "int4"  # KV cache included
+    between += mixed.head_bytes + mixed.activation_bytes_per_token * large.max_num_batched_tokens
+    assert chosen(large, between + (8 << 20)) == "int4"  # KV cache included
     assert chosen(ClusterConfig(model=TINY)) == "int4"
     assert chosen(ClusterConfig(model=LARGE, context=64, dtype="float32")) == "int4"
     with pytest.raises(InfeasiblePlanError):

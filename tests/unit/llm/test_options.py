@@ -39,7 +39,7 @@ def test_everything_said_arrives() -> None:
         dtype="float32",
         weights="int8",
         num_threads=2,
-        memory_bytes=3 << 29,
+        memory_bytes=(3 << 29,),
         context=100,
         max_num_sequences=5,
         num_slots=1,
@@ -53,8 +53,11 @@ def test_everything_said_arrives() -> None:
     )
 
 
-@pytest.mark.parametrize(("memory", "num_bytes"), [("300M", 300 << 20), (12345, 12345), (None, 0)])
-def test_memory_is_a_size_or_bytes(memory: str | int | None, num_bytes: int) -> None:
+@pytest.mark.parametrize(
+    ("memory", "num_bytes"),
+    [("300M", (300 << 20,)), (12345, (12345,)), ("1G,2M", (1 << 30, 2 << 20)), (None, ())],
+)
+def test_memory_is_sizes_or_bytes(memory: str | int | None, num_bytes: tuple[int, ...]) -> None:
     assert cluster_config("m", memory=memory).memory_bytes == num_bytes
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from butterfly.monitoring import StepStatistics, compute_s, sent_bytes, software_s_per_hop
-from butterfly.specs import StageTiming
+from butterfly.specs import MeasuredSpeed, StageSpeed, StageTiming
 
 
 def _timing(worker: str, compute_s: float, *, clock_s: float = 0.0, received_bytes: int = 100) -> StageTiming:
@@ -80,3 +80,31 @@ def test_nothing_recorded_is_all_zero() -> None:
     summary = StepStatistics().summary()
 
     assert (summary.num_steps, summary.total_s, summary.stages) == (0, 0.0, ())
+
+
+def test_what_a_lone_stream_takes_is_the_median_of_its_last_steps() -> None:
+    statistics = StepStatistics()
+    for context, compute in ((10, 0.25), (11, 9.0), (12, 0.5)):
+        timings = [_timing("w0", compute, clock_s=-0.001), _timing("w1", 0.125, clock_s=-0.001)]
+        statistics.record(timings, compute + 1.0, lone_context=context)
+        statistics.record(timings, 50.0)  # in company
+
+    assert statistics.lone_stream() == MeasuredSpeed(
+        num_steps=3,
+        context=11,
+        tpot_s=1.5,
+        stages=(StageSpeed(worker="w0", compute_s=0.5), StageSpeed(worker="w1", compute_s=0.125)),
+    )
+    assert statistics.summary().num_steps == 6
+
+
+def test_lone_steps_of_another_pipeline_or_long_ago_are_forgotten() -> None:
+    statistics = StepStatistics()
+    for context in range(100):
+        statistics.record([_timing("w0", 0.010)], 0.1, lone_context=context)
+    measured = statistics.lone_stream()
+    assert measured is not None
+    assert (measured.num_steps, measured.context) == (64, round((36 + 99) / 2))
+
+    statistics.record([_timing("w1", 0.010)], 0.1)
+    assert statistics.lone_stream() is None

@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 
 from butterfly.simulation import SimulatedRequest, SimulationConfig, SimulationReport, simulate
-from butterfly.specs import ClusterSpec, ModelFootprint, NodeSpec, PrefixReuse, WorkloadSpec
+from butterfly.specs import ClusterSpec, ModelFootprint, NodeSpec, PlanConstraints, PrefixReuse, WorkloadSpec
 
 MODEL = ModelFootprint(
     layer_weight_bytes=(100_000_000,) * 4,
@@ -23,7 +23,7 @@ CLUSTER = ClusterSpec(
         NodeSpec(name=name, memory_bytes=10**10, memory_bandwidth_bytes_per_s=10e9) for name in ("first", "second")
     )
 )
-WORKLOAD = WorkloadSpec(concurrency=17, context=4096)
+WORKLOAD = WorkloadSpec(concurrency=17, context=4096, objective="throughput")
 PROMPTS = (16, 60, 200, 500)  # tokens
 ROWS = 4  # from which on every token of a step costs its share
 
@@ -31,7 +31,13 @@ ROWS = 4  # from which on every token of a step costs its share
 def serve(
     arrivals: list[SimulatedRequest], num_slots: int | None = None, reuse: PrefixReuse = "all"
 ) -> SimulationReport:
-    config = SimulationConfig(num_slots=num_slots, max_num_sequences=17, rows_per_weight_pass=ROWS, prefix_reuse=reuse)
+    config = SimulationConfig(
+        constraints=PlanConstraints(use_all=True),
+        num_slots=num_slots,
+        max_num_sequences=17,
+        rows_per_weight_pass=ROWS,
+        prefix_reuse=reuse,
+    )
     report = simulate(MODEL, CLUSTER, WORKLOAD, arrivals, config)
     assert [request.finish_reason for request in report.requests] == ["length"] * len(arrivals)
     return report

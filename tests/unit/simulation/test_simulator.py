@@ -14,7 +14,17 @@ from butterfly.simulation import (
     SimulationReport,
     simulate,
 )
-from butterfly.specs import ClusterSpec, ModelFootprint, NodeSpec, WorkloadSpec
+from butterfly.specs import (
+    ClusterSpec,
+    ComputeProfile,
+    LayerProfile,
+    LinkSpec,
+    ModelFootprint,
+    NodeSpec,
+    PlanConstraints,
+    TimeTable,
+    WorkloadSpec,
+)
 
 MODEL = ModelFootprint(
     layer_weight_bytes=(100_000_000,) * 4,
@@ -25,7 +35,8 @@ MODEL = ModelFootprint(
     hidden_bytes_per_token=4096,
 )
 BANDWIDTH = 10e9
-WORKLOAD = WorkloadSpec(concurrency=4, context=1024)
+WORKLOAD = WorkloadSpec(concurrency=4, context=1024, objective="throughput")
+EVERY_NODE = PlanConstraints(use_all=True)
 
 
 def make_cluster(num_nodes: int) -> ClusterSpec:
@@ -44,7 +55,7 @@ def streams(count: int, num_prompt: int = 16, max_tokens: int = 50) -> list[Simu
 
 
 def run(num_nodes: int, count: int, **options: object) -> SimulationReport:
-    config = msgspec.convert(options, SimulationConfig)
+    config = msgspec.convert({"constraints": EVERY_NODE, **options}, SimulationConfig)
     return simulate(MODEL, make_cluster(num_nodes), WORKLOAD, streams(count), config)
 
 
@@ -94,13 +105,43 @@ def test_a_killed_worker_ends_every_request_with_an_error_that_names_it(
 ) -> None:
     late = SimulatedRequest(request_id="late", arrival_s=20.0, num_prompt_tokens=4, max_tokens=4)
     fault = msgspec.convert({"worker": "w1", "at_s": 1.0, "kind": kind}, FaultSpec)
-    report = simulate(MODEL, make_cluster(3), WORKLOAD, [*streams(6), late], SimulationConfig(faults=(fault,)))
+    config = SimulationConfig(constraints=EVERY_NODE, faults=(fault,))
+    report = simulate(MODEL, make_cluster(3), WORKLOAD, [*streams(6), late], config)
     assert [(request.finish_reason, request.error) for request in report.requests] == [("error", reason)] * 7
     first, last = ended_s
     assert all(first <= request.ended_s <= last for request in report.requests[:-1])
     assert report.requests[0].num_output_tokens > 0
     assert report.requests[-1].ended_s == 20.0
     assert (report.phase, report.detail) == ("failed", reason)
+
+
+@pytest.mark.parametrize("kind", ["exit", "silence"])
+def test_a_node_that_was_left_out_may_die(kind: str) -> None:
+    """One node is as fast as two for a single stream, and needs no link between them."""
+    single = WorkloadSpec(concurrency=1, context=1024)
+    fault = msgspec.convert({"worker": "w1", "at_s": 1.0, "kind": kind}, FaultSpec)
+    report = simulate(MODEL, make_cluster(2), single, streams(1, max_tokens=500), SimulationConfig(faults=(fault,)))
+    assert [stage.worker for stage in report.stages] == ["w0"]
+    assert [request.finish_reason for request in report.requests] == ["length"]
+    assert report.makespan_s > 15.0
+    assert report.phase == "ready"
+    assert "worker w1, on standby, was" in report.detail
+
+
+def test_profiled_nodes_take_the_times_of_their_tables_and_links_their_software() -> None:
+    """10 ms for a generated token in a layer, and 1 ms more for each 100 tokens before it; 2 ms for one of a prompt."""
+    decode = TimeTable(num_tokens=(1, 2), contexts=(0, 100), seconds=((0.010, 0.011), (0.011, 0.012)))
+    prefill = TimeTable(num_tokens=(1, 100), contexts=(0,), seconds=((0.002, 0.200),))
+    head = TimeTable(num_tokens=(1,), contexts=(0,), seconds=((0.005,),))
+    profile = ComputeProfile(layers=(LayerProfile(decode=decode, prefill=prefill),), head=head, step_s=0.003)
+    node = msgspec.structs.replace(make_cluster(1).nodes[0], profile=profile)
+    link = LinkSpec(source="coordinator", target="w0", latency_s=0.001, bandwidth_bytes_per_s=1e9, software_s=0.002)
+    report = simulate(MODEL, ClusterSpec(nodes=(node,), links=(link,)), WORKLOAD, streams(1, num_prompt=20))
+    (request,) = report.requests
+    hops_s = 2 * (0.001 + 0.002)
+    assert request.ttft_s == pytest.approx(0.003 + 4 * 0.040 + 0.005 + hops_s, rel=1e-6)
+    mean_context = (20 + 68) / 2  # 49 tokens, before which lie 20, 21, ... 68
+    assert request.tpot_s == pytest.approx(0.003 + 4 * (0.010 + mean_context * 1e-5) + 0.005 + hops_s, rel=1e-6)
 
 
 def test_a_fault_after_the_last_token_changes_nothing() -> None:
@@ -131,8 +172,9 @@ def test_a_refused_request_ends_as_it_arrives_with_the_schedulers_words() -> Non
 
 
 def test_a_model_that_does_not_fit_is_the_planners_error() -> None:
-    with pytest.raises(InfeasiblePlanError, match="5 workers but the model has 4 layers"):
-        simulate(MODEL, make_cluster(5), WORKLOAD, streams(1))
+    small = NodeSpec(name="w0", memory_bytes=10**8, memory_bandwidth_bytes_per_s=BANDWIDTH)
+    with pytest.raises(InfeasiblePlanError):
+        simulate(MODEL, ClusterSpec(nodes=(small,)), WORKLOAD, streams(1))
 
 
 def test_nonsense_is_refused() -> None:

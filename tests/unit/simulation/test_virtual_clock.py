@@ -40,7 +40,7 @@ def test_every_repeats_until_told_to_stop() -> None:
 
 
 def test_bytes_on_a_link_follow_each_other_and_latencies_overlap() -> None:
-    link = ModelledLink(LinkSpec(source="a", target="b", latency_s=1.0, bandwidth_bytes_per_s=10.0))
-    assert link.send(20, 0.0) == 3.0
-    assert link.send(20, 0.5) == 5.0
-    assert link.send(10, 9.0) == 11.0
+    link = ModelledLink(LinkSpec(source="a", target="b", latency_s=1.0, bandwidth_bytes_per_s=10.0, software_s=0.5))
+    assert link.send(20, 0.0) == 3.5
+    assert link.send(20, 0.5) == 5.5
+    assert link.send(10, 9.0) == 11.5
