@@ -61,13 +61,12 @@ class ButterflyArm:
     name: str = "butterfly"
     options: tuple[str, ...] = ()
     load_timeout_s: float = _LOAD_TIMEOUT_S
-    port: int = _PORT  # of the API, on nodes
 
     @contextmanager
     def start(
         self, model: Path, nodes: Sequence[Node], threads: int, num_streams: int, context: int
     ) -> Iterator[Server]:
-        host, port, node = _place(nodes, self.port)
+        host, port, node = _place(nodes)
         argv = self.command(model, nodes, threads, num_streams, context, host, port)
         url = f"http://{host}:{port}"
         started_s = time.monotonic()
@@ -167,10 +166,10 @@ def _pids(servers: Sequence[ServerProcess]) -> dict[str, int]:
     return {server.name: server.process.pid for server in servers}
 
 
-def _place(nodes: Sequence[Node], port: int = _PORT) -> tuple[str, int, Node | None]:
+def _place(nodes: Sequence[Node]) -> tuple[str, int, Node | None]:
     """Where the API listens: on the first node, or on a free port of this machine's loopback."""
     if nodes:
-        return nodes[0].address, port, nodes[0]
+        return nodes[0].address, _PORT, nodes[0]
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return "127.0.0.1", probe.getsockname()[1], None
 

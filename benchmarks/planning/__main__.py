@@ -26,7 +26,7 @@ from benchmarks.planning.running import run_cluster
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
     parser.add_argument("--only", metavar="PATTERN", nargs="+", default=(), help="clusters whose name has this in it")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each placement")
+    parser.add_argument("--rounds", type=int, default=1, help="measurements of each placement")
     parser.add_argument("--results", metavar="FOLDER", type=Path, help="write page, plot and JSON here")
     options = parser.parse_args()
     if reason := unavailable():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from benchmarks.scenarios import ModelName
 from butterfly.specs import Objective, Spec
 
 
@@ -23,7 +24,7 @@ class EmulatedNode(Spec, frozen=True):
 class EmulatedCluster(Spec, frozen=True):
     name: str
     what: str  # for people
-    model: str  # as benchmarks.scenarios names them
+    model: ModelName
     nodes: tuple[EmulatedNode, ...]
     objective: Objective
     between_sites_s: float = 0.0

@@ -15,8 +15,8 @@ from butterfly.specs import Plan
 THEME = "planning"
 METHOD = """\
 On each emulated cluster the product starts, measures nodes and links, and plans. The simple policies plan from the same
-measurements, and each placement that differs is served by the same runtime on the same nodes, its layers pinned. All of
-a cluster's servers are alive at once and are measured in turn, {rounds} rounds; figures are medians. TPOT is of a
+measurements, and each placement that differs is served by the same runtime on the same nodes, its layers pinned. One
+server runs at a time, since idle ones would take a slow node's time; {rounds} rounds; figures are medians. TPOT is of a
 single stream, TTFT of one prompt of up to 512 tokens, tokens/s of all streams. Predictions are the planner's, for the
 contexts that the loads have; errors are of *every* placement, good or bad. The ratio compares tokens/s (or 1 / TPOT
 where the objective is latency) of our plan with the policy's."""

@@ -1,14 +1,14 @@
 """One emulated cluster from nothing to its record.
 
 The product starts on it, measures it and makes its plan. From what it measured, the simple policies make theirs; each
-placement that differs is served beside the others by the same runtime, with its layers pinned, and all are measured in
-turn.
+placement that differs is then served by the same runtime, with its layers pinned. One server runs at a time: idle ones
+would take a slow node's time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -29,7 +29,6 @@ from butterfly.specs import ClusterSpec, ClusterStatus, ModelFootprint, Plan, We
 
 Tell = Callable[[str], None]
 PROMPT_TOKENS = 512
-_FIRST_PORT = 8000
 _WEIGHTS: WeightFormat = "int4"
 
 
@@ -60,26 +59,25 @@ def run_cluster(cluster: EmulatedCluster, rounds: int, tell: Tell) -> ClusterRec
 
 
 def _run(cluster: EmulatedCluster, rounds: int, tell: Tell) -> ClusterRecord:
-    model = model_path(cluster.model)  # type: ignore[arg-type]
+    model = model_path(cluster.model)
     footprint = with_weights(open_model(str(model)), "bfloat16", _WEIGHTS).footprint
     footprint = msgspec.structs.replace(footprint, max_context=min(cluster.context, footprint.max_context))
-    with ExitStack() as stack:
-        lab = stack.enter_context(Lab(_configs(cluster), cluster.between_sites_s))
-        planned = _serve(stack, cluster, lab, model, 0, None)
-        status = msgspec.json.decode(fetch(f"{planned.url}/status", planned.node), type=ClusterStatus)
-        assert status.cluster is not None
-        assert status.plan is not None
-        plans, refused = _plans(cluster, footprint, status.cluster, status.plan)
-        tell(f"{len(plans)} placements: " + "; ".join(f"{', '.join(p.policies)} {_words(p.plan)}" for p in plans))
-        servers = [planned]
-        for number, plan in enumerate(plans[1:], 1):
-            servers.append(_serve(stack, cluster, lab, model, number, plan.plan))
-        measured: list[list[Measurement]] = [[] for _ in plans]
+    with Lab(_configs(cluster), cluster.between_sites_s) as lab:
+        with _serving(cluster, lab, model, None) as server:
+            status = msgspec.json.decode(fetch(f"{server.url}/status", server.node), type=ClusterStatus)
+            assert status.cluster is not None
+            assert status.plan is not None
+            plans, refused = _plans(cluster, footprint, status.cluster, status.plan)
+            tell(f"{len(plans)} placements: " + "; ".join(f"{', '.join(p.policies)} {_words(p.plan)}" for p in plans))
+            measured = [[_measure(server, cluster, 1)], *([] for _ in plans[1:])]
+            tell(_line(plans[0], measured[0][0]))
         for turn in range(rounds):
-            for number in _turn(len(plans), turn):
-                one = _measure(servers[number], cluster, seed=turn + 1)
-                measured[number].append(one)
-                tell(_line(plans[number], one))
+            for number, plan in enumerate(plans):
+                if turn == number == 0:
+                    continue
+                with _serving(cluster, lab, model, plan.plan) as server:
+                    measured[number].append(_measure(server, cluster, seed=turn + 1))
+                tell(_line(plan, measured[number][-1]))
     done = [msgspec.structs.replace(plan, measurements=tuple(runs)) for plan, runs in zip(plans, measured, strict=True)]
     return ClusterRecord(cluster=cluster, measured=status.cluster, plans=tuple(done), refused=refused)
 
@@ -91,24 +89,22 @@ def _configs(cluster: EmulatedCluster) -> list[NodeConfig]:
             up=Link(node.rate_bits_per_s, node.delay_s),
             down=Link(node.rate_bits_per_s, node.delay_s),
             cores=(node.core,),
-            cpu_share=None if node.cpu_share >= 1 else node.cpu_share,
+            cpu_share=node.cpu_share,  # also a whole core: a worker would be in the group of who starts it
             site=node.site,
         )
         for number, node in enumerate(cluster.nodes)
     ]
 
 
-def _serve(
-    stack: ExitStack, cluster: EmulatedCluster, lab: Lab, model: Path, number: int, pinned: Plan | None
-) -> Server:
-    """Start the product on all nodes: with a plan of its own, or with the layers of another's."""
+def _serving(cluster: EmulatedCluster, lab: Lab, model: Path, pinned: Plan | None) -> AbstractContextManager[Server]:
+    """The product on all nodes: with a plan of its own, or with the layers of another's."""
     options = ["--memory", ",".join(node.memory for node in cluster.nodes), "--weights", _WEIGHTS]
     options += ["--objective", cluster.objective, "--best-workers"]
     for stage in pinned.stages if pinned else ():
         options += ["--layers", f"{stage.worker}={stage.start}:{stage.end}"]
-    arm = ButterflyArm(options=tuple(options), port=_FIRST_PORT + number)
+    options += ["--no-measure"] if pinned else []
     nodes = [lab.nodes[f"n{index}"] for index in range(len(cluster.nodes))]
-    return stack.enter_context(arm.start(model, nodes, 1, cluster.num_streams, cluster.context))
+    return ButterflyArm(options=tuple(options)).start(model, nodes, 1, cluster.num_streams, cluster.context)
 
 
 def _plans(
@@ -167,12 +163,6 @@ def _measure(server: Server, cluster: EmulatedCluster, seed: int) -> Measurement
     assert decode.tpot_s is not None
     assert prefill.ttft_s is not None
     return Measurement(tpot_s=decode.tpot_s.p50, ttft_s=prefill.ttft_s.p50, tokens_per_s=streams.output_tokens_per_s)
-
-
-def _turn(count: int, turn: int) -> list[int]:
-    """Each round begins with another arm."""
-    start = turn % count
-    return [*range(start, count), *range(start)]
 
 
 def _words(plan: Plan) -> str:

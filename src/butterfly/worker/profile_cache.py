@@ -19,7 +19,7 @@ from butterfly.worker.profiling import Profiler, Report
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised whenever profiles are measured in another way
+FORMAT = 2  # to be raised whenever profiles are measured in another way
 
 _Facts = Mapping[str, str | int | float | None]
 

@@ -90,8 +90,8 @@ class Grid:
     def round(self) -> Sequence[Turn]:
         """Every point once, in an order in which each finds the processor's cache as it should.
 
-        A deep step drives the weights of the other copies out, so what depends on finding them cold comes first behind
-        one. Contexts are compared with one another, so they follow one another, and a step that is not timed goes
+        A deep step follows a deep step, as one decode step another, and finds as much of its weights in the cache. It
+        drives the weights of the other copies out, so what depends on finding them cold comes first behind it. Contexts are compared with one another, so they follow one another, and a step that is not timed goes
         before the first of them.
         """
         others = [
@@ -102,6 +102,7 @@ class Grid:
         turns: list[Turn] = []
         for index, count in enumerate(self.decode_counts):
             contexts = [self.decode(count, context) for context in self.decode_contexts]
+            turns.append(Turn(self.deep_decode(count), is_timed=False))
             turns += map(Turn, [self.deep_decode(count), *others[index :: len(self.decode_counts)]])
             turns += [Turn(contexts[0], is_timed=False), *map(Turn, contexts)]
         return turns

@@ -30,7 +30,7 @@ _PROMPT_ID = 1 << 20  # beyond those of sequences that decode
 class Budget(NamedTuple):
     """How long it may take, beside loading."""
 
-    target_s: float = 2.0
+    target_s: float = 3.0
     warm_up_s: float = 2.0  # of a slow node; the rounds after it take as long each
     min_rounds: int = 3  # of which two may be disturbed
     max_rounds: int = 7

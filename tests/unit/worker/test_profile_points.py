@@ -21,7 +21,9 @@ def test_each_point_finds_the_cache_as_it_should() -> None:
     points = [turn.point for turn in turns]
     deep = [index for index, point in enumerate(points) if point.num_layers == grid.deep]
     assert deep[0] == 0
-    just_after = {points[index + 1] for index in deep}
+    assert [turns[index].is_timed for index in deep] == [False, True] * len(grid.decode_counts)
+    assert all(points[index] == points[index + 1] for index in deep[::2])
+    just_after = {points[index + 1] for index in deep[1::2]}
     assert just_after == {grid.one_layer(), *(grid.head(count) for count in (1, 4, 16)), grid.prefill(16, 0)}
     for count in grid.decode_counts:
         first = next(index for index, turn in enumerate(turns) if turn.point == grid.decode(count, 16))

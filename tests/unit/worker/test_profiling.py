@@ -13,7 +13,7 @@ from tests.unit.worker.slow_samples import Costs, World, request
 MIB = 1 << 20
 PLENTY = 16 << 30
 NUM_POINTS = 5 + 5 * 4 + 4 * 2 + 3 + 1  # deep ones, decode, prefill, head, one layer
-NUM_UNTIMED = 5
+NUM_UNTIMED = 10  # before the first of each number of sequences: a deep step, and one of the contexts
 
 
 def profile(
