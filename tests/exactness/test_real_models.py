@@ -38,8 +38,8 @@ PROMPTS = (
     "My favourite recipe for bread needs flour, water, salt and",
     "<html><body><h1>Welcome</h1><p>",
 )
-QUICK_SIZES = {"smollm2": (20, 40), "gemma3-270m": (5, 16)}  # prompts, output tokens
-ALONE_EVERY = 5  # with `--full` every request runs alone too
+QUICK_SIZES = {"smollm2": (20, 32), "gemma3-270m": (5, 16)}  # prompts, output tokens
+ALONE_EVERY = 8  # with `--full` every request runs alone too
 WAYS = {  # stages, tokens per step
     "2 stages": (2, 512),
     "3 stages, small chunks": (3, 7),
