@@ -91,8 +91,8 @@ class Grid:
         """Every point once, in an order in which each finds the processor's cache as it should.
 
         A deep step follows a deep step, as one decode step another, and finds as much of its weights in the cache. It
-        drives the weights of the other copies out, so what depends on finding them cold comes first behind it. Contexts are compared with one another, so they follow one another, and a step that is not timed goes
-        before the first of them.
+        drives the weights of the other copies out, so what depends on finding them cold comes first behind it. Contexts
+        are compared with one another, so they follow one another, and a step that is not timed goes before the first.
         """
         others = [
             self.one_layer(),
