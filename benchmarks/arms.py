@@ -60,6 +60,7 @@ class ButterflyArm:
 
     name: str = "butterfly"
     options: tuple[str, ...] = ()
+    cache: Path | None = None  # where profiles are kept, when not in the user's own place
     load_timeout_s: float = _LOAD_TIMEOUT_S
 
     @contextmanager
@@ -70,7 +71,8 @@ class ButterflyArm:
         argv = self.command(model, nodes, threads, num_streams, context, host, port)
         url = f"http://{host}:{port}"
         started_s = time.monotonic()
-        with running("butterfly serve", argv, node, _without_keys()) as serving:
+        environment = _without_keys() | ({"BUTTERFLY_CACHE": str(self.cache)} if self.cache else {})
+        with running("butterfly serve", argv, node, environment) as serving:
             ready_s = wait_until_ready(serving, f"{url}/ready", self.load_timeout_s)
             status = msgspec.json.decode(fetch(f"{url}/status", node), type=ClusterStatus)
             pids = {"coordinator": serving.process.pid} | {worker.name: worker.pid for worker in status.workers}

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.lab.cgroups import make_group
+from benchmarks.lab.cgroups import make_group, short_slices
 from benchmarks.lab.remains import NAMESPACES, new_run, remove_dead_runs, remove_run
 from benchmarks.lab.shapes import MAX_CONTROL_BYTES, LabError, Link, NodeConfig, SwitchLoad, Traffic
 from benchmarks.lab.taps import node_address, open_tap, pace, run_ip, set_up_node
@@ -157,6 +157,8 @@ class Lab:
     def _make_nodes(self, stack: ExitStack) -> list[int]:
         """Make every node and return the descriptors of their interfaces, closed when the stack is."""
         taps = []
+        if any(config.cpu_share is not None for config in self.configs.values()):
+            stack.enter_context(short_slices())
         for number, config in enumerate(self.configs.values()):
             namespace = f"{self.run}-{number}"
             tap_name = f"bf{self.run.rpartition('-')[2]}{number}"

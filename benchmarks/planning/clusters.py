@@ -29,7 +29,7 @@ class EmulatedCluster(Spec, frozen=True):
     objective: Objective
     between_sites_s: float = 0.0
     num_streams: int = 8
-    context: int = 576  # the planner assumes half of it, and the loads have less still
+    context: int = 576
 
 
 class _Link(NamedTuple):

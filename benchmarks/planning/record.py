@@ -12,21 +12,21 @@ PLANNED = "planned"
 
 
 class Measurement(Spec, frozen=True):
-    """One round: medians over a load's requests."""
+    """One server: what it predicted from its own measurement of the nodes, and medians over a load's requests."""
 
     tpot_s: float  # of a single stream
     ttft_s: float  # of a prompt of 512 tokens
     tokens_per_s: float  # of all streams
-
-
-class PlanRecord(Spec, frozen=True):
-    """One placement. Predictions are for the contexts at which it was measured."""
-
-    policies: tuple[str, ...]  # all that chose it
-    plan: Plan
     predicted_tpot_s: float
     predicted_ttft_s: float
     predicted_tokens_per_s: float
+
+
+class PlanRecord(Spec, frozen=True):
+    """One placement. Predictions are for the contexts at which it was measured, and from the same server's profiles."""
+
+    policies: tuple[str, ...]  # all that chose it
+    plan: Plan
     measurements: tuple[Measurement, ...] = ()
     failure: str = ""
 
@@ -36,7 +36,7 @@ class PlanRecord(Spec, frozen=True):
     def error(self, what: str) -> float:
         """(predicted - measured) / measured of `tpot_s` or `ttft_s`."""
         measured = self.median(what)
-        return (float(getattr(self, f"predicted_{what}")) - measured) / measured
+        return (self.median(f"predicted_{what}") - measured) / measured
 
 
 class ClusterRecord(Spec, frozen=True):

@@ -17,8 +17,9 @@ METHOD = """\
 On each emulated cluster the product starts, measures nodes and links, and plans. The simple policies plan from the same
 measurements, and each placement that differs is served by the same runtime on the same nodes, its layers pinned. One
 server runs at a time, since idle ones would take a slow node's time; {rounds} rounds; figures are medians. TPOT is of a
-single stream, TTFT of one prompt of up to 512 tokens, tokens/s of all streams. Predictions are the planner's, for the
-contexts that the loads have; errors are of *every* placement, good or bad. The ratio compares tokens/s (or 1 / TPOT
+single stream, TTFT of one prompt of up to 512 tokens, tokens/s of all streams. Every server
+measures its nodes anew when it starts, and predictions are the planner's from that measurement, for the contexts that
+the loads have; errors are of *every* placement, good or bad. The ratio compares tokens/s (or 1 / TPOT
 where the objective is latency) of our plan with the policy's."""
 
 
@@ -97,11 +98,11 @@ def _row(record: ClusterRecord, plan: PlanRecord) -> list[str]:
         words(plan.plan),
         names,
         f"{plan.median('tpot_s') * 1e3:.1f}",
-        f"{plan.predicted_tpot_s * 1e3:.1f} ({plan.error('tpot_s'):+.0%})",
+        f"{plan.median('predicted_tpot_s') * 1e3:.1f} ({plan.error('tpot_s'):+.0%})",
         f"{plan.median('ttft_s'):.2f}",
-        f"{plan.predicted_ttft_s:.2f} ({plan.error('ttft_s'):+.0%})",
+        f"{plan.median('predicted_ttft_s'):.2f} ({plan.error('ttft_s'):+.0%})",
         f"{plan.median('tokens_per_s'):.1f}",
-        f"{plan.predicted_tokens_per_s:.1f}",
+        f"{plan.median('predicted_tokens_per_s'):.1f}",
         f"{advantage(record, plan):.2f}",
     ]
 
@@ -143,7 +144,7 @@ def write_plot(record: PlanningRecord, target: Path) -> None:
             plans = [plan for one in record.clusters for plan in one.plans if plan.measurements]
             points.scatter(
                 [plan.median(what) for plan in plans],
-                [float(getattr(plan, f"predicted_{what}")) for plan in plans],
+                [plan.median(f"predicted_{what}") for plan in plans],
                 s=14,
                 color=colour,
                 label=what.removesuffix("_s").upper(),

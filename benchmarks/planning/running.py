@@ -7,9 +7,10 @@ would take a slow node's time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 
@@ -49,6 +50,16 @@ def loads_of(cluster: EmulatedCluster) -> tuple[LoadShape, LoadShape, LoadShape]
     )
 
 
+def mean_context(cluster: EmulatedCluster) -> int:
+    """Tokens of a stream of the decode load in the middle of its answer: what is planned for is what is measured."""
+    decode, _, _ = loads_of(cluster)
+    return _middle(decode)
+
+
+def _middle(load: LoadShape) -> int:
+    return load.input_tokens + load.output_tokens // 2
+
+
 def run_cluster(cluster: EmulatedCluster, rounds: int, tell: Tell) -> ClusterRecord:
     """Measure; what goes wrong is in the record."""
     try:
@@ -63,23 +74,20 @@ def _run(cluster: EmulatedCluster, rounds: int, tell: Tell) -> ClusterRecord:
     footprint = with_weights(open_model(str(model)), "bfloat16", _WEIGHTS).footprint
     footprint = msgspec.structs.replace(footprint, max_context=min(cluster.context, footprint.max_context))
     with Lab(_configs(cluster), cluster.between_sites_s) as lab:
-        with _serving(cluster, lab, model, None) as server:
-            status = msgspec.json.decode(fetch(f"{server.url}/status", server.node), type=ClusterStatus)
-            assert status.cluster is not None
-            assert status.plan is not None
-            plans, refused = _plans(cluster, footprint, status.cluster, status.plan)
+        with _serving(cluster, lab, model, None) as (server, spec, planned):
+            plans, refused = _plans(cluster, footprint, spec, planned)
             tell(f"{len(plans)} placements: " + "; ".join(f"{', '.join(p.policies)} {_words(p.plan)}" for p in plans))
-            measured = [[_measure(server, cluster, 1)], *([] for _ in plans[1:])]
+            measured = [[_measure(server, cluster, footprint, spec, planned, 1)], *([] for _ in plans[1:])]
             tell(_line(plans[0], measured[0][0]))
         for turn in range(rounds):
             for number, plan in enumerate(plans):
                 if turn == number == 0:
                     continue
-                with _serving(cluster, lab, model, plan.plan) as server:
-                    measured[number].append(_measure(server, cluster, seed=turn + 1))
+                with _serving(cluster, lab, model, plan.plan) as (server, own, served):
+                    measured[number].append(_measure(server, cluster, footprint, own, served, seed=turn + 1))
                 tell(_line(plan, measured[number][-1]))
     done = [msgspec.structs.replace(plan, measurements=tuple(runs)) for plan, runs in zip(plans, measured, strict=True)]
-    return ClusterRecord(cluster=cluster, measured=status.cluster, plans=tuple(done), refused=refused)
+    return ClusterRecord(cluster=cluster, measured=spec, plans=tuple(done), refused=refused)
 
 
 def _configs(cluster: EmulatedCluster) -> list[NodeConfig]:
@@ -96,22 +104,35 @@ def _configs(cluster: EmulatedCluster) -> list[NodeConfig]:
     ]
 
 
-def _serving(cluster: EmulatedCluster, lab: Lab, model: Path, pinned: Plan | None) -> AbstractContextManager[Server]:
-    """The product on all nodes: with a plan of its own, or with the layers of another's."""
+@contextmanager
+def _serving(
+    cluster: EmulatedCluster, lab: Lab, model: Path, pinned: Plan | None
+) -> Iterator[tuple[Server, ClusterSpec, Plan]]:
+    """The product on all nodes, as it measured them now, and its plan: of its own, or with the layers of another's."""
     options = ["--memory", ",".join(node.memory for node in cluster.nodes), "--weights", _WEIGHTS]
-    options += ["--objective", cluster.objective, "--best-workers"]
+    options += ["--objective", cluster.objective, "--best-workers", "--mean-context", str(mean_context(cluster))]
     for stage in pinned.stages if pinned else ():
         options += ["--layers", f"{stage.worker}={stage.start}:{stage.end}"]
-    options += ["--no-measure"] if pinned else []
     nodes = [lab.nodes[f"n{index}"] for index in range(len(cluster.nodes))]
-    return ButterflyArm(options=tuple(options)).start(model, nodes, 1, cluster.num_streams, cluster.context)
+    with TemporaryDirectory(prefix="butterfly-planning-") as cache:  # empty: the machine's speed is not what it was
+        arm = ButterflyArm(options=tuple(options), cache=Path(cache))
+        with arm.start(model, nodes, 1, cluster.num_streams, cluster.context) as server:
+            status = msgspec.json.decode(fetch(f"{server.url}/status", server.node), type=ClusterStatus)
+            assert status.cluster is not None
+            assert status.plan is not None
+            yield server, status.cluster, status.plan
 
 
 def _plans(
     cluster: EmulatedCluster, footprint: ModelFootprint, spec: ClusterSpec, planned: Plan
 ) -> tuple[list[PlanRecord], tuple[str, ...]]:
     """The product's plan first, then each other placement that a policy chose; and who found none."""
-    workload = WorkloadSpec(concurrency=cluster.num_streams, context=cluster.context, objective=cluster.objective)
+    workload = WorkloadSpec(
+        concurrency=cluster.num_streams,
+        context=cluster.context,
+        mean_context=mean_context(cluster),
+        objective=cluster.objective,
+    )
     chosen: dict[tuple[tuple[str, int, int], ...], tuple[Plan, list[str]]] = {_key(planned): (planned, [PLANNED])}
     refused = []
     for result in compare(footprint, spec, workload):
@@ -120,33 +141,10 @@ def _plans(
         else:
             chosen.setdefault(_key(result.plan), (result.plan, []))[1].append(result.name)
     records = [
-        _predicted(cluster, footprint, spec, plan, [name for name in names if name != "ours"] or names)
+        PlanRecord(policies=tuple(name for name in names if name != "ours") or tuple(names), plan=plan)
         for plan, names in chosen.values()
     ]
     return records, tuple(refused)
-
-
-def _predicted(
-    cluster: EmulatedCluster, footprint: ModelFootprint, spec: ClusterSpec, plan: Plan, names: Sequence[str]
-) -> PlanRecord:
-    """Predictions for the contexts of the loads: a step's context is on average that in the middle of its answer."""
-    decode, prefill, streams = loads_of(cluster)
-
-    def at(load: LoadShape, concurrency: int) -> Plan:
-        middle = load.input_tokens + load.output_tokens // 2
-        workload = WorkloadSpec(
-            concurrency=concurrency, context=2 * middle, prompt_tokens=load.input_tokens, objective="latency"
-        )
-        problem = Problem.of(footprint, spec, workload)
-        return predict(problem, _placement(plan, problem), workload)
-
-    return PlanRecord(
-        policies=tuple(names),
-        plan=plan,
-        predicted_tpot_s=at(decode, 1).predicted_tpot_s,
-        predicted_ttft_s=at(prefill, 1).predicted_ttft_s,
-        predicted_tokens_per_s=at(streams, cluster.num_streams).predicted_tokens_per_s,
-    )
 
 
 def _placement(plan: Plan, problem: Problem) -> Placement:
@@ -158,11 +156,33 @@ def _key(plan: Plan) -> tuple[tuple[str, int, int], ...]:
     return tuple((stage.worker, stage.start, stage.end) for stage in plan.stages)
 
 
-def _measure(server: Server, cluster: EmulatedCluster, seed: int) -> Measurement:
-    decode, prefill, streams = (run_load(server, load, seed) for load in loads_of(cluster))
+def _measure(
+    server: Server, cluster: EmulatedCluster, footprint: ModelFootprint, spec: ClusterSpec, plan: Plan, seed: int
+) -> Measurement:
+    """Predictions are for the contexts of the loads: a step's is on average that in the middle of its answer."""
+    loads = loads_of(cluster)
+
+    def at(load: LoadShape) -> Plan:
+        workload = WorkloadSpec(
+            concurrency=load.concurrency,
+            context=cluster.context,
+            mean_context=_middle(load),
+            prompt_tokens=load.input_tokens,
+        )
+        problem = Problem.of(footprint, spec, workload)
+        return predict(problem, _placement(plan, problem), workload)
+
+    decode, prefill, streams = (run_load(server, load, seed) for load in loads)
     assert decode.tpot_s is not None
     assert prefill.ttft_s is not None
-    return Measurement(tpot_s=decode.tpot_s.p50, ttft_s=prefill.ttft_s.p50, tokens_per_s=streams.output_tokens_per_s)
+    return Measurement(
+        tpot_s=decode.tpot_s.p50,
+        ttft_s=prefill.ttft_s.p50,
+        tokens_per_s=streams.output_tokens_per_s,
+        predicted_tpot_s=at(loads[0]).predicted_tpot_s,
+        predicted_ttft_s=at(loads[1]).predicted_ttft_s,
+        predicted_tokens_per_s=at(loads[2]).predicted_tokens_per_s,
+    )
 
 
 def _words(plan: Plan) -> str:
@@ -172,7 +192,7 @@ def _words(plan: Plan) -> str:
 def _line(plan: PlanRecord, one: Measurement) -> str:
     names = ", ".join(plan.policies)
     return (
-        f"{names:>30}: TPOT {one.tpot_s * 1e3:.1f} ms ({plan.predicted_tpot_s * 1e3:.1f} predicted), "
-        f"TTFT {one.ttft_s:.2f} s ({plan.predicted_ttft_s:.2f}), "
-        f"{one.tokens_per_s:.1f} tok/s ({plan.predicted_tokens_per_s:.1f})"
+        f"{names:>30}: TPOT {one.tpot_s * 1e3:.1f} ms ({one.predicted_tpot_s * 1e3:.1f} predicted), "
+        f"TTFT {one.ttft_s:.2f} s ({one.predicted_ttft_s:.2f}), "
+        f"{one.tokens_per_s:.1f} tok/s ({one.predicted_tokens_per_s:.1f})"
     )

@@ -20,6 +20,7 @@ class ClusterConfig(Spec, frozen=True):
     num_threads: int = 0  # per worker; 0: the cores shared evenly
     memory_bytes: tuple[int, ...] = ()  # of each worker in order, or one for all; none: the free memory shared evenly
     context: int = 0  # tokens of one request; 0: the model's, at most DEFAULT_CONTEXT
+    mean_context: int = 0  # tokens that a request has on average, to plan for; 0: half of `context`, at most 512
     max_num_sequences: int = 8  # requests in a batch
     kv_tokens: int = 0  # tokens of KV cache in all; 0: context x max_num_sequences
     prefix_reuse: PrefixReuseChoice = "auto"  # auto: all that changes no bit of an answer

@@ -40,6 +40,14 @@ Memory = Annotated[
     ),
 ]
 Context = Annotated[int, typer.Option(min=0, help="Tokens of one request at most; 0 is the model's, up to 4096.")]
+MeanContext = Annotated[
+    int,
+    typer.Option(
+        "--mean-context",
+        min=0,
+        help="Tokens that a stream has on average, to plan for; 0: half of --context, up to 512.",
+    ),
+]
 MaxSequences = Annotated[int, typer.Option(min=1, help="Requests that run at once.")]
 KVTokens = Annotated[
     int, typer.Option("--kv-tokens", min=0, help="Tokens of KV cache in all; 0: --context times --max-sequences.")

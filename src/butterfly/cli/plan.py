@@ -11,7 +11,15 @@ from rich.table import Table
 
 from butterfly import models
 from butterfly.cli.console import console, loading_progress
-from butterfly.cli.options import DType, Exclude, Layers, ModelArgument, ObjectiveOption, plan_constraints
+from butterfly.cli.options import (
+    DType,
+    Exclude,
+    Layers,
+    MeanContext,
+    ModelArgument,
+    ObjectiveOption,
+    plan_constraints,
+)
 from butterfly.cluster_file import read_cluster
 from butterfly.config import DEFAULT_CONTEXT
 from butterfly.errors import ConfigError
@@ -65,6 +73,7 @@ def plan(
     objective: ObjectiveOption = "latency",
     concurrency: Concurrency = 1,
     context: Context = 0,
+    mean_context: MeanContext = 0,
     max_nodes: MaxNodes = 0,
     layers: Layers = None,
     exclude: Exclude = None,
@@ -83,6 +92,7 @@ def plan(
     workload = WorkloadSpec(
         concurrency=concurrency,
         context=context or min(footprint.max_context, DEFAULT_CONTEXT),
+        mean_context=mean_context,
         objective=objective,
     )
     made = make_plan(footprint, nodes, workload, constraints)

@@ -31,6 +31,7 @@ from butterfly.cli.options import (
     LogLevel,
     MaxBatchedTokens,
     MaxSequences,
+    MeanContext,
     Measure,
     Memory,
     ModelArgument,
@@ -69,6 +70,7 @@ def serve(
     threads: Threads = 0,
     memory: Memory = "",
     context: Context = 0,
+    mean_context: MeanContext = 0,
     max_sequences: MaxSequences = 8,
     kv_tokens: KVTokens = 0,
     prefix_reuse: PrefixReuseOption = "auto",
@@ -100,6 +102,7 @@ def serve(
     config = cluster_config(model, workers, device, dtype, weights, threads, memory, context)
     config = msgspec.structs.replace(
         config,
+        mean_context=mean_context,
         max_num_sequences=max_sequences,
         kv_tokens=kv_tokens,
         prefix_reuse=prefix_reuse,

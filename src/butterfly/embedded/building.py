@@ -140,6 +140,7 @@ def coordinator_config(config: ClusterConfig, model: models.Model, weights: Weig
     workload = WorkloadSpec(
         concurrency=config.max_num_sequences,
         context=model.spec.max_context,
+        mean_context=config.mean_context,
         kv_tokens=config.kv_tokens,
         objective=config.objective,
         max_num_batched_tokens=config.max_num_batched_tokens,

@@ -41,6 +41,7 @@ def planned_workload(plan: Plan, model: ModelFootprint) -> WorkloadSpec:
         concurrency=plan.concurrency,
         context=max(1, plan.kv_capacity_tokens // plan.concurrency),
         objective=plan.objective,
+        mean_context=plan.mean_context,
         prompt_tokens=plan.prompt_tokens or asked.prompt_tokens,
         max_num_batched_tokens=step_bytes // per_token if per_token else asked.max_num_batched_tokens,
     )

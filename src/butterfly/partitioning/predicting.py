@@ -1,6 +1,6 @@
 """From a placement to a plan: memory of each stage, predicted TPOT, TTFT and throughput, the bound, and what binds.
 
-Predictions are of decode at half the context that was asked for, which is where a sequence is on average. The bound is
+Predictions are of decode at the mean context of the workload, which is where a sequence is on average. The bound is
 what reading the weights and the KV cache once and carrying the bytes take at least.
 """
 
@@ -42,6 +42,7 @@ def predict(problem: Problem, placement: Placement, workload: WorkloadSpec, lowe
         prompt_tokens=prompt_tokens,
         predicted_tokens_per_s=tokens_per_s(problem, stages),
         concurrency=problem.concurrency,
+        mean_context=problem.context,
         return_hop_s=hops[-1],
         left_out=tuple(name for number, name in enumerate(problem.names) if number not in placement.nodes),
     )

@@ -115,7 +115,7 @@ class Problem:
             model=model,
             nodes=nodes,
             links=_links(cluster),
-            context=context // 2,
+            context=workload.context_for_times(model.max_context),
         )
 
     @property

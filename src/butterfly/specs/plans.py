@@ -60,6 +60,10 @@ class ClusterSpec(Spec, frozen=True):
 Objective = Literal["latency", "throughput", "balanced"]
 
 
+# People ask for long contexts to be safe, and most of their requests are short.
+_USUAL_CONTEXT = 512
+
+
 class WorkloadSpec(Spec, frozen=True):
     """What the plan must be able to hold at once."""
 
@@ -69,6 +73,12 @@ class WorkloadSpec(Spec, frozen=True):
     objective: Objective = "latency"
     prompt_tokens: int = 512  # of the prompt whose TTFT is predicted
     max_num_batched_tokens: int = 512  # tokens of one step at most: activations must fit
+    mean_context: int = 0  # tokens in the KV cache of a sequence on average; 0: half of `context`, at most 512
+
+    def context_for_times(self, max_context: int) -> int:
+        """Tokens in the KV cache of a sequence when its step is timed. `max_context` is the model's."""
+        context = min(self.context, max_context)
+        return min(self.mean_context or min(context // 2, _USUAL_CONTEXT), context)
 
     def total_kv_tokens(self, context: int) -> int:
         """Tokens of KV cache that every stage must hold, when sequences have `context` tokens at most."""
@@ -132,6 +142,7 @@ class Plan(Spec, frozen=True):
     prompt_tokens: int = 0
     predicted_tokens_per_s: float = 0.0  # of `concurrency` streams together, decoding
     concurrency: int = 1
+    mean_context: int = 0  # tokens in the KV cache of a sequence, at which decode is predicted
     return_hop_s: float = 0.0  # from the last stage to the coordinator
     left_out: tuple[str, ...] = ()  # nodes of the cluster that hold nothing
     pin_cost_s: float = 0.0  # how much of `cost_s` the constraints cost: 0 without any

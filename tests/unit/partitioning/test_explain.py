@@ -135,7 +135,7 @@ def test_a_node_left_out_by_a_limit() -> None:
 def test_the_plan_tells_what_it_was_made_for() -> None:
     cluster = make_cluster(4000, 2000)
     made = planned((0, 1), (4, 6), cluster)
-    assert planned_workload(made, MODEL) == msgspec.structs.replace(WORKLOAD, prompt_tokens=10)
+    assert planned_workload(made, MODEL) == msgspec.structs.replace(WORKLOAD, prompt_tokens=10, mean_context=5)
     assert placement_of(made, Problem.of(MODEL, cluster, WORKLOAD)) == Placement((0, 1), (4, 6))
 
 

@@ -116,3 +116,18 @@ def test_what_binds_is_the_full_memory_of_a_faster_node_or_what_takes_longest() 
 
 def test_nodes_without_layers_are_named() -> None:
     assert predicted(placement=Placement((1,), (4,))).left_out == ("w0",)
+
+
+@pytest.mark.parametrize(
+    ("context", "mean_context", "max_context", "expected"),
+    [
+        (100, 0, 1000, 50),
+        (4096, 0, 1 << 20, 512),  # a long context is asked for to be safe
+        (4096, 3000, 1 << 20, 3000),
+        (100, 3000, 1000, 100),  # no sequence is longer than the longest
+        (5000, 0, 600, 300),
+    ],
+)
+def test_the_context_that_decode_is_timed_at(context: int, mean_context: int, max_context: int, expected: int) -> None:
+    workload = WorkloadSpec(context=context, mean_context=mean_context)
+    assert workload.context_for_times(max_context) == expected
