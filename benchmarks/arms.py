@@ -56,10 +56,11 @@ class Arm(Protocol):
 
 @dataclass(frozen=True)
 class ButterflyArm:
-    """One worker per node, coordinator and API on the first. `options` go to `butterfly serve`."""
+    """One worker per node; coordinator and API on the first, or on a node of their own. `options`: of `butterfly serve`."""
 
     name: str = "butterfly"
     options: tuple[str, ...] = ()
+    front: Node | None = None  # with coordinator and API, and no worker
     cache: Path | None = None  # where profiles are kept, when not in the user's own place
     load_timeout_s: float = _LOAD_TIMEOUT_S
 
@@ -67,7 +68,7 @@ class ButterflyArm:
     def start(
         self, model: Path, nodes: Sequence[Node], threads: int, num_streams: int, context: int
     ) -> Iterator[Server]:
-        host, port, node = _place(nodes)
+        host, port, node = _place([self.front] if self.front else nodes)
         argv = self.command(model, nodes, threads, num_streams, context, host, port)
         url = f"http://{host}:{port}"
         started_s = time.monotonic()

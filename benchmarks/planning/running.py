@@ -31,6 +31,7 @@ from butterfly.specs import ClusterSpec, ClusterStatus, ModelFootprint, Plan, We
 Tell = Callable[[str], None]
 PROMPT_TOKENS = 512
 _WEIGHTS: WeightFormat = "int4"
+_FRONT = "front"
 
 
 def loads_of(cluster: EmulatedCluster) -> tuple[LoadShape, LoadShape, LoadShape]:
@@ -91,6 +92,15 @@ def _run(cluster: EmulatedCluster, rounds: int, tell: Tell) -> ClusterRecord:
 
 
 def _configs(cluster: EmulatedCluster) -> list[NodeConfig]:
+    """The nodes with workers, and one in front of them: coordinator, API and client would take a node's only core."""
+    lan = Link(1e9, 0.000125)
+    return [
+        NodeConfig(_FRONT, up=lan, down=lan, site=cluster.nodes[0].site),
+        *_worker_configs(cluster),
+    ]
+
+
+def _worker_configs(cluster: EmulatedCluster) -> list[NodeConfig]:
     return [
         NodeConfig(
             f"n{number}",
@@ -115,7 +125,7 @@ def _serving(
         options += ["--layers", f"{stage.worker}={stage.start}:{stage.end}"]
     nodes = [lab.nodes[f"n{index}"] for index in range(len(cluster.nodes))]
     with TemporaryDirectory(prefix="butterfly-planning-") as cache:  # empty: the machine's speed is not what it was
-        arm = ButterflyArm(options=tuple(options), cache=Path(cache))
+        arm = ButterflyArm(options=tuple(options), front=lab.nodes[_FRONT], cache=Path(cache))
         with arm.start(model, nodes, 1, cluster.num_streams, cluster.context) as server:
             status = msgspec.json.decode(fetch(f"{server.url}/status", server.node), type=ClusterStatus)
             assert status.cluster is not None
