@@ -56,7 +56,7 @@ class Arm(Protocol):
 
 @dataclass(frozen=True)
 class ButterflyArm:
-    """One worker per node; coordinator and API on the first, or on a node of their own. `options`: of `butterfly serve`."""
+    """One worker per node; coordinator and API on the first, or on `front`. `options` go to `butterfly serve`."""
 
     name: str = "butterfly"
     options: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from butterfly.specs import (
     WeightFormat,
 )
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 
 class PeerAddress(Spec, frozen=True):
@@ -67,6 +67,15 @@ class Join(_Message, frozen=True):
     memory_bytes: int
     memory_bandwidth_bytes_per_s: float
     inbox: PeerAddress
+    last_epoch: int = 0  # the newest plan that it has heard of: a coordinator that is new goes on from there
+    blobs: PeerAddress | None = None  # where it answers FetchBlob, if it does
+
+
+class Leave(_Message, frozen=True):
+    """The worker is told to end by its own machine, and will not answer any more."""
+
+    worker: str
+    reason: str
 
 
 class LoadProgress(_Message, frozen=True):
@@ -84,6 +93,7 @@ class Heartbeat(_Message, frozen=True):
     worker: str
     resident_bytes: int
     kv_used_bytes: int
+    last_step_id: int = 0  # the newest step that it has handed on, of this epoch; 0: none
 
 
 class Failed(_Message, frozen=True):
@@ -153,6 +163,7 @@ class Load(_Message, frozen=True):
     previous: PeerAddress  # who sends steps: the stage before, or the coordinator
     next: PeerAddress  # who gets hidden states, or the coordinator for results
     max_context: int
+    sources: tuple[PeerAddress, ...] = ()  # who answers FetchBlob: peers, and last the coordinator, DescribeTensors too
 
 
 class Ping(_Message, frozen=True):
@@ -193,6 +204,7 @@ class Step(_Message, frozen=True):
 
 Message = (
     Join
+    | Leave
     | LoadProgress
     | Loaded
     | Heartbeat

@@ -8,16 +8,19 @@ from butterfly.specs import ClusterSpec, NodeSpec, Plan, Spec
 class MeasureCluster(Spec, frozen=True):
     """Let these nodes profile themselves and measure their links, then answer ClusterMeasured.
 
-    Tell who is at it with MeasuringProgressed: deadlines run for those.
+    Tell who is at it with MeasuringProgressed: deadlines run for those. `known` are nodes that were measured before
+    and may be serving: they only echo, and a link from one of them to a new one is taken to be what the way back is.
     """
 
     nodes: tuple[NodeSpec, ...]
+    known: ClusterSpec = ClusterSpec(nodes=())
 
 
 class MakePlan(Spec, frozen=True):
-    """Call the planner for this cluster and answer PlanMade or PlanRefused."""
+    """Call the planner for this cluster, less those workers, and answer PlanMade or PlanRefused at once."""
 
     cluster: ClusterSpec
+    exclude: tuple[str, ...] = ()  # who is about to leave
 
 
 class LoadStages(Spec, frozen=True):
@@ -28,9 +31,15 @@ class LoadStages(Spec, frozen=True):
 
 
 class StartServing(Spec, frozen=True):
-    """Issue steps of this epoch from now on, and accept requests."""
+    """Issue steps of this epoch from now on, and accept requests. Those that were held go on, from their tokens."""
 
     epoch: int
+
+
+class HoldRequests(Spec, frozen=True):
+    """Issue no more steps and forget those under way. Requests keep their tokens and wait; new ones wait with them."""
+
+    reason: str
 
 
 class StopServing(Spec, frozen=True):
@@ -62,6 +71,28 @@ class ShutDownWorkers(Spec, frozen=True):
     workers: tuple[str, ...]
 
 
+class RestartWorker(Spec, frozen=True):
+    """Start the process of this worker anew: one that we started, and that has ended."""
+
+    worker: str
+
+
+class ForgetWorker(Spec, frozen=True):
+    """Close the connection to this worker, and let its key in no more until it is admitted again."""
+
+    worker: str
+
+
 Action = (
-    MeasureCluster | MakePlan | LoadStages | StartServing | StopServing | FailRequests | PingWorkers | ShutDownWorkers
+    MeasureCluster
+    | MakePlan
+    | LoadStages
+    | StartServing
+    | HoldRequests
+    | StopServing
+    | FailRequests
+    | PingWorkers
+    | ShutDownWorkers
+    | RestartWorker
+    | ForgetWorker
 )

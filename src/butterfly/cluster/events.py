@@ -26,6 +26,7 @@ class WorkerJoined(WorkerEvent, frozen=True):
     node: NodeSpec
     host: str = ""
     pid: int = 0
+    last_epoch: int = 0  # the newest plan that it has heard of, under another coordinator
 
 
 class WorkerLoadProgressed(WorkerEvent, frozen=True):
@@ -54,6 +55,19 @@ class WorkerFailed(WorkerEvent, frozen=True):
 
     def describe(self) -> str:
         return f"WorkerFailed({self.worker}: {self.reason})"
+
+
+class WorkerLeft(WorkerEvent, frozen=True):
+    """The worker said that it ends, and why."""
+
+    reason: str
+
+    def describe(self) -> str:
+        return f"WorkerLeft({self.worker}: {self.reason})"
+
+
+class DrainRequested(WorkerEvent, frozen=True):
+    """Somebody wants this worker to hold nothing, and to end when it does."""
 
 
 class WorkerExited(WorkerEvent, frozen=True):

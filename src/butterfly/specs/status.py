@@ -10,7 +10,9 @@ from butterfly.specs.plans import ClusterSpec, Plan
 WorkerPhase = Literal["starting", "joined", "measuring", "loading", "ready", "standby", "lost"]
 """standby: the plan left it out; it holds nothing, and nothing waits for it."""
 
-ClusterPhase = Literal["starting", "measuring", "loading", "ready", "failed", "stopping"]
+ClusterPhase = Literal["starting", "measuring", "loading", "ready", "moving", "waiting", "failed", "stopping"]
+"""moving: from one plan to the next; requests are held and go on after it. waiting: nothing fits on the workers that
+are there; requests are refused until more come."""
 
 
 class WorkerStatus(Spec, frozen=True):
