@@ -13,6 +13,7 @@ from benchmarks.lab.shapes import LabError
 # 10 ms and the kernel's slices of 5 ms, work of 15 ms after a pause took 22 ms of a share of one half, not 30.
 PERIOD_US = 5_000
 SLICE_US = 1_000
+LEAST_QUOTA_US = 1_000  # the kernel takes no smaller one
 _SLICE = Path("/proc/sys/kernel/sched_cfs_bandwidth_slice_us")
 REMOVAL_S = 2.0
 
@@ -49,15 +50,16 @@ def make_group(name: str, cpu_share: float) -> Path:
     root = find_controller()
     if root is None:
         raise LabError("a CPU share needs the cpu controller of cgroup v1 or v2, and neither is mounted")
-    group, quota_us = root / name, round(cpu_share * PERIOD_US)
+    period_us = max(PERIOD_US, round(LEAST_QUOTA_US / cpu_share))
+    group, quota_us = root / name, round(cpu_share * period_us)
     try:
         group.mkdir()
         if (group / "cpu.cfs_quota_us").exists():
-            (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+            (group / "cpu.cfs_period_us").write_text(str(period_us))
             (group / "cpu.cfs_quota_us").write_text(str(quota_us))
         else:
             (root / "cgroup.subtree_control").write_text("+cpu")
-            (group / "cpu.max").write_text(f"{quota_us} {PERIOD_US}")
+            (group / "cpu.max").write_text(f"{quota_us} {period_us}")
     except OSError as error:
         raise LabError(f"cannot set a CPU share of {cpu_share} in {group}: {error}") from error
     return group

@@ -16,11 +16,11 @@ THEME = "planning"
 METHOD = """\
 On each emulated cluster the product starts, measures nodes and links, and plans. The simple policies plan from the same
 measurements, and each placement that differs is served by the same runtime on the same nodes, its layers pinned. One
-server runs at a time, since idle ones would take a slow node's time, with coordinator and API on a node of their own; {rounds} rounds; figures are medians. TPOT is of a
-single stream, TTFT of one prompt of up to 512 tokens, tokens/s of all streams. Every server
-measures its nodes anew when it starts, and predictions are the planner's from that measurement, for the contexts that
-the loads have; errors are of *every* placement, good or bad. The ratio compares tokens/s (or 1 / TPOT
-where the objective is latency) of our plan with the policy's."""
+server runs at a time, since idle ones would take a slow node's time, with coordinator and API on a node of their own;
+{rounds} rounds; figures are medians. TPOT is of a single stream, TTFT of one prompt of up to 512 tokens, tokens/s of
+all streams. Every server measures its nodes anew when it starts, and predictions are the planner's from that
+measurement, for the contexts that the loads have; errors are of *every* placement, good or bad. The ratio compares
+tokens/s (or 1 / TPOT where the objective is latency) of our plan with the policy's."""
 
 
 def write_results(record: PlanningRecord, folder: Path) -> Path:

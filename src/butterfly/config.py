@@ -28,13 +28,20 @@ class ClusterConfig(Spec, frozen=True):
     target_ttft_s: float = 60.0  # requests that would wait longer than this for their first token are refused
     encrypt: bool = True
     listen_host: str = "127.0.0.1"  # where the coordinator hears its workers
+    listen_port: int = 0  # where others knock who want to join, and the port after it for their messages; 0: nobody may
+    discoverable: bool = False  # make the port known on the local network (mDNS)
     worker_prefixes: tuple[tuple[str, ...], ...] = ()  # words before the command of each worker, such as ssh and a host
     objective: Objective = "balanced"
     constraints: PlanConstraints = PlanConstraints(use_all=True)  # workers that were asked for by number hold layers
     measure: bool = True  # profile workers and links before the plan is made; False: plan from rates alone
     num_slots: int = 0  # steps in flight; 0: one per stage and one spare; 1: the plain loop
     step_timeout_s: float = 300.0  # of one step through all stages, waiting behind others included
-    heartbeat_timeout_s: float = 10.0  # of a worker's silence, after which it is lost
+    heartbeat_timeout_s: float = 2.5  # of a worker's silence, after which it is lost
+
+    @property
+    def is_open(self) -> bool:
+        """Whether workers of other machines may join."""
+        return self.listen_port > 0
 
 
 DEFAULT_CONTEXT = 4096  # tokens: more is reserved memory that few requests use

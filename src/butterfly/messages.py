@@ -102,6 +102,7 @@ class Failed(_Message, frozen=True):
     worker: str
     reason: str
     out_of_memory: bool = False
+    unreachable_peer: str = ""  # the next stage, when that does not take what it is sent
 
 
 class Profiled(_Message, frozen=True):
@@ -138,12 +139,19 @@ class Profile(_Message, frozen=True):
     tensors: tuple[TensorEntry, ...]  # of those layers, norm and lm_head
     dtype: ComputeDType
     weights: WeightFormat
+    sources: tuple[PeerAddress, ...] = ()  # as in Load
 
 
 class Introduce(_Message, frozen=True):
     """Let these workers send to you."""
 
     peers: tuple[PeerAddress, ...]
+
+
+class Dismiss(_Message, frozen=True):
+    """Let these workers send to you no more."""
+
+    workers: tuple[str, ...]
 
 
 class ProbeLinks(_Message, frozen=True):
@@ -215,6 +223,7 @@ Message = (
     | Load
     | Profile
     | Introduce
+    | Dismiss
     | ProbeLinks
     | Probe
     | Echo

@@ -34,7 +34,7 @@ from butterfly.worker import (
     read_invitation,
     run_worker,
 )
-from butterfly.worker.stage import Progress
+from butterfly.worker.stage import Progress, Stage
 
 HIDDEN_SIZE = 4
 PRIME = 65521  # every value stays exact in float32
@@ -149,7 +149,7 @@ def _score(sequence: SequenceStep, results: list[list[int]]) -> ScoredTokens:
 
 
 class ArithmeticStageFactory:
-    def load(self, load: Load, progress: Progress) -> ArithmeticStage:
+    def load(self, load: Load, progress: Progress, previous: Stage | None = None) -> ArithmeticStage:
         if load.model.name == FAILING_MODEL:
             raise MemoryError("the weights do not fit")
         stage = ArithmeticStage(load)

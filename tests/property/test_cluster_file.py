@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from butterfly.cluster_file import dump_cluster, parse_cluster, units
-from butterfly.specs import ClusterSpec, ComputeProfile, LayerProfile, LinkSpec, NodeSpec, TimeTable
+from butterfly.specs import ClusterSpec, CodecSpec, ComputeProfile, LayerProfile, LinkSpec, NodeSpec, TimeTable
 
 amounts = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False)
 times = st.floats(min_value=0, allow_infinity=False, allow_nan=False)
@@ -32,6 +32,11 @@ profiles = st.builds(
     head=tables(),
     step_s=times,
 )
+
+
+codecs = st.lists(
+    st.builds(CodecSpec, name=names, ratio=amounts, encode_s_per_byte=times, decode_s_per_byte=times), max_size=2
+).map(tuple)
 
 
 @st.composite
@@ -57,6 +62,7 @@ def clusters(draw: st.DrawFn) -> ClusterSpec:
             latency_s=draw(times),
             bandwidth_bytes_per_s=draw(amounts),
             software_s=draw(st.just(0.0004) | times),
+            codecs=draw(st.just(()) | codecs),
         )
         for source, target in draw(st.lists(st.sampled_from(pairs), unique=True, max_size=6))
     )

@@ -9,7 +9,7 @@ import pytest
 from butterfly.cluster_file import dump_cluster, parse_cluster, read_cluster, units, write_cluster
 from butterfly.errors import ConfigError
 from butterfly.partitioning.costs import COORDINATOR, find_link
-from butterfly.specs import ClusterSpec, ComputeProfile, LayerProfile, LinkSpec, NodeSpec, TimeTable
+from butterfly.specs import ClusterSpec, CodecSpec, ComputeProfile, LayerProfile, LinkSpec, NodeSpec, TimeTable
 
 TWO_SITES = """
 [cluster]
@@ -52,6 +52,8 @@ memory_bandwidth = "5GB/s"
 
 NODE = '[[nodes]]\nname = "a"\nmemory = "1GB"\nmemory_bandwidth = "1GB/s"\n'
 OTHER = NODE.replace('"a"', '"b"')
+CODEC = '[[links.codecs]]\nname = "int8"\nratio = 0.53\nencode_s_per_byte = 2e-10\ndecode_s_per_byte = 1e-10\n'
+LINKED = NODE + OTHER + '[[links]]\nfrom = "a"\nto = "b"\nlatency = "1ms"\nbandwidth = "1GB/s"\n'
 
 
 def link(source: str, target: str, latency: str, bandwidth: str = "1GB/s") -> str:
@@ -125,6 +127,17 @@ def test_a_name_that_a_node_and_a_site_have_is_the_nodes() -> None:
     assert [(found.source, found.target) for found in cluster.links] == [("a", "c")]
 
 
+def test_codecs_are_read_for_every_pair_that_an_entry_speaks_of() -> None:
+    codec = CodecSpec(name="int8", ratio=0.53, encode_s_per_byte=2e-10, decode_s_per_byte=1e-10)
+    between = parse_cluster(LINKED + CODEC)
+    assert [found.codecs for found in between.links] == [(codec,)]
+    anywhere = parse_cluster(
+        '[defaults]\nlatency = "1ms"\nbandwidth = "1Gb/s"\n' + CODEC.replace("links", "defaults") + NODE + OTHER
+    )
+    assert len(anywhere.links) == 6
+    assert all(found.codecs == (codec,) for found in anywhere.links)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("0.5ms", 0.0005), ("2s", 2.0), ("60us", 6e-5), ("0ms", 0.0), (" 1 ms ", 0.001)]
 )
@@ -146,6 +159,8 @@ def test_rates(text: str, bytes_per_s: float) -> None:
     ("text", "message"),
     [
         (NODE + "memroy = 3", "lab.toml: nodes[0].memroy: unknown key; did you mean memory?"),
+        (LINKED + CODEC.replace("ratio", "ration"), "links[0].codecs[0].ration: unknown key"),
+        (LINKED + CODEC.replace("0.53", '"half"'), "links[0].codecs[0]: Expected `float`"),
         ("[cluter]\n" + NODE, "lab.toml: cluter: unknown key; did you mean cluster?"),
         (NODE.replace("1GB/s", "1Gb"), "lab.toml: nodes[0].memory_bandwidth: '1Gb' is not a rate; write it like"),
         (NODE.replace('"1GB"', '"1Gb"'), "lab.toml: nodes[0].memory: '1Gb' is not a size; write it like 16GB or 16GiB"),

@@ -9,12 +9,12 @@ from butterfly.api import problems, shapes
 from butterfly.api.building import check_model
 from butterfly.api.call_ids import CallIdMiddleware
 from butterfly.api.endpoints import CHAT, COMPLETIONS, Service
-from butterfly.api.interfaces import EngineClient, MetricsSource, ServedModel
+from butterfly.api.interfaces import ClusterOperator, EngineClient, MetricsSource, ServedModel
 from butterfly.api.keys import ApiKeys, KeyMiddleware
 from butterfly.api.openapi import GENERATION_PROBLEMS, add_document, described
+from butterfly.api.operating import add_cluster_routes, add_operator_routes
 from butterfly.api.problems import json_response
 from butterfly.api.tokenizing import add_tokenizing_routes
-from butterfly.specs import ClusterStatus
 
 
 def create_app(
@@ -22,13 +22,15 @@ def create_app(
     model: ServedModel,
     *,
     metrics: MetricsSource | None = None,
+    operator: ClusterOperator | None = None,
     keys: ApiKeys | None = None,
     default_timeout_s: float | None = None,
 ) -> FastAPI:
     """Return the application that serves `model` through `engine`.
 
-    `metrics` None: no /metrics. `keys` None: everybody may call. `default_timeout_s`: how long a call may
-    take at most, also when it asks for longer; None: as long as it asks for, or for ever.
+    `metrics` None: no /metrics. `operator` None: the cluster cannot be changed from here. `keys` None: everybody may
+    call. `default_timeout_s`: how long a call may take at most, also when it asks for longer; None: as long as it asks
+    for, or for ever.
     """
     # The generated documentation pages load scripts from elsewhere; ordinary clusters may have no internet.
     app = FastAPI(title="Butterfly", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
@@ -39,7 +41,9 @@ def create_app(
     _add_generation_routes(app, Service(engine, model, default_timeout_s))
     _add_model_routes(app, model)
     add_tokenizing_routes(app, model)
-    _add_operator_routes(app, engine, metrics)
+    add_operator_routes(app, engine, metrics)
+    if operator is not None:
+        add_cluster_routes(app, operator)
     add_document(app, model, asks_for_keys=keys is not None)
     return app
 
@@ -81,35 +85,3 @@ def _add_model_routes(app: FastAPI, model: ServedModel) -> None:
     async def one_model(model_id: str) -> Response:
         check_model(model, model_id)
         return json_response(card)
-
-
-def _add_operator_routes(app: FastAPI, engine: EngineClient, metrics: MetricsSource | None) -> None:
-    @app.get("/health", **described("Tell whether the process answers.", answer=shapes.Health))
-    async def health() -> Response:
-        return json_response(shapes.Health())
-
-    readiness = described("Tell whether the model is loaded.", answer=shapes.Readiness, statuses=(200, 503))
-
-    @app.get("/ready", **readiness)
-    async def ready() -> Response:
-        status = engine.status()
-        is_ready = status.phase == "ready"
-        content = shapes.Readiness(ready=is_ready, phase=status.phase, detail=status.detail)
-        return json_response(content, 200 if is_ready else 503)
-
-    @app.get("/status", **described("Describe the cluster.", answer=ClusterStatus))
-    async def cluster_status() -> Response:
-        return json_response(engine.status())
-
-    @app.get("/version", **described("Tell the version.", answer=shapes.Version))
-    async def version() -> Response:
-        return json_response(shapes.Version(version=__version__))
-
-    if metrics is not None:
-        content = {metrics.content_type: {"schema": {"type": "string"}}}
-
-        @app.get(
-            "/metrics", response_class=Response, responses={200: {"description": "For Prometheus.", "content": content}}
-        )
-        async def prometheus() -> Response:
-            return Response(metrics.render(), headers={"content-type": metrics.content_type})

@@ -26,6 +26,16 @@ class EngineClient(Protocol):
         """Return a snapshot without waiting for anybody."""
 
 
+class ClusterOperator(Protocol):
+    """Changes the cluster."""
+
+    async def drain(self, worker: str) -> None:
+        """Agree that a worker leaves as soon as others hold its layers.
+
+        Raises InvalidRequestError for one that is not there, PlanError when the others cannot hold them.
+        """
+
+
 class TokenStream(Protocol):
     """Turns the tokens of one output into text, one by one."""
 

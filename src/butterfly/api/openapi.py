@@ -18,16 +18,18 @@ from pydantic.json_schema import models_json_schema
 from butterfly.api import shapes
 from butterfly.api.bodies import ChatBody, CompletionBody
 from butterfly.api.interfaces import ServedModel
+from butterfly.api.operator_bodies import DrainBody
 from butterfly.api.problems import json_response
 from butterfly.api.token_bodies import DetokenizeAnswer, DetokenizeBody, TokenizeAnswer, TokenizeBody, TokenizerInfo
 from butterfly.specs import ClusterStatus
 
 _REFERENCE = "#/components/schemas/{}"
-_BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+_BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, DrainBody)
 _ANSWERS: tuple[type[msgspec.Struct], ...] = (
     shapes.ChatCompletion,
     shapes.ChatCompletionChunk,
     shapes.Completion,
+    shapes.Drained,
     shapes.ErrorBody,
     shapes.Health,
     shapes.ModelCard,
@@ -43,7 +45,9 @@ _ANSWERS: tuple[type[msgspec.Struct], ...] = (
 _PROBLEMS = {
     400: "A field is wrong (`param` names it), or prompt and output do not fit the context.",
     401: "The API key is missing or unknown.",
+    403: "This caller may not change the cluster.",
     404: "There is no such model.",
+    409: "The others cannot hold what this worker holds.",
     413: "The body is too large.",
     500: "The request failed, or the server has a bug.",
     503: "The model is not loaded, or the queue is full: see the header Retry-After.",
@@ -117,7 +121,7 @@ def _document(app: FastAPI, model: ServedModel, *, asks_for_keys: bool) -> dict[
 
 def _name_models(operations: list[dict[str, Any]], bodies: list[dict[str, Any]], names: list[str]) -> None:
     """Say which models there are, wherever one is asked for."""
-    fields = [body["properties"]["model"] for body in bodies]
+    fields = [body["properties"]["model"] for body in bodies if "model" in body["properties"]]
     parameters = [parameter for operation in operations for parameter in operation.get("parameters", ())]
     fields += [parameter["schema"] for parameter in parameters if parameter["name"] == "model_id"]
     for field in fields:

@@ -21,6 +21,7 @@ from butterfly.errors import (
     InvalidRequestError,
     NotReadyError,
     OverloadedError,
+    PlanError,
     RequestFailedError,
     RequestTimeoutError,
 )
@@ -36,6 +37,10 @@ class UnknownModelError(InvalidRequestError):
 
 class UnsupportedFieldError(InvalidRequestError):
     """A field of the OpenAI API that would change the output and that we do not honour yet."""
+
+
+class NotAllowedError(InvalidRequestError):
+    """The caller may ask, but not for this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,8 @@ class Problem:
 # Most specific first. The message of a ButterflyError is one line made for users.
 _TABLE: tuple[tuple[type[ButterflyError], int, str | None], ...] = (
     (UnknownModelError, 404, "model_not_found"),
+    (NotAllowedError, 403, "not_allowed"),
+    (PlanError, 409, "does_not_fit"),
     (UnsupportedFieldError, 400, "unsupported_parameter"),
     (ContextLengthError, 400, "context_length_exceeded"),
     (InvalidRequestError, 400, None),

@@ -198,3 +198,9 @@ class Readiness(Shape, frozen=True, kw_only=True):
 
 class Version(Shape, frozen=True, kw_only=True):
     version: str
+
+
+class Drained(Shape, frozen=True, kw_only=True):
+    """Agreed: the worker leaves as soon as others hold its layers; `/status` shows how far that is."""
+
+    worker: str

@@ -21,8 +21,8 @@ from butterfly import __version__
 from butterfly.cli.console import console, print_error
 from butterfly.errors import ButterflyError
 
-COMMANDS = ("serve", "generate", "chat", "worker", "plan", "probe", "status", "bench")
-"""Modules here, with a function of the same name."""
+COMMANDS = ("serve", "generate", "chat", "worker", "token", "plan", "probe", "status", "bench")
+"""Modules here, each with a function of the same name, or a typer of commands below it."""
 
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
@@ -37,9 +37,11 @@ class LazyCommands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"butterfly.cli.{cmd_name}")
+        found = getattr(import_module(f"butterfly.cli.{cmd_name}"), cmd_name)
+        if isinstance(found, typer.Typer):
+            return typer.main.get_command(found)
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(cmd_name)(getattr(module, cmd_name))
+        single.command(cmd_name)(found)
         return typer.main.get_command(single)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from butterfly.communication.identity import parse_address
 from butterfly.config import ClusterConfig, PrefixReuseChoice
 from butterfly.errors import ConfigError
 from butterfly.option_values import check_device, parse_dtype, parse_sizes, parse_weights
@@ -21,7 +22,13 @@ ModelArgument = Annotated[
         help="A GGUF file, a Hugging Face folder, a hub id, an alias (smollm2, gemma3-270m) or random:FAMILY,...",
     ),
 ]
+_MAX_PORT = 65535
+
 Workers = Annotated[int, typer.Option("--workers", "-w", min=1, help="Local worker processes, one stage each.")]
+ServeWorkers = Annotated[
+    int,
+    typer.Option("--workers", "-w", min=0, help="Local worker processes, one stage each; 0: only those that join."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DType = Annotated[str, typer.Option("--dtype", help="auto (bfloat16), bfloat16, float16 or float32.")]
 Weights = Annotated[
@@ -92,11 +99,22 @@ Slots = Annotated[
 ]
 StepTimeout = Annotated[float, typer.Option(min=1.0, help="Seconds that one step may take on all stages together.")]
 HeartbeatTimeout = Annotated[
-    float, typer.Option("--heartbeat-timeout", min=2.0, help="Seconds of silence after which a worker is given up.")
+    float, typer.Option("--heartbeat-timeout", min=1.5, help="Seconds of silence after which a worker is given up.")
 ]
 LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 Encrypt = Annotated[bool, typer.Option("--encrypt/--no-encrypt", help="Encrypt links between processes (CURVE).")]
-Listen = Annotated[str, typer.Option("--listen", help="Address at which workers on other machines reach this one.")]
+Listen = Annotated[
+    str,
+    typer.Option(
+        "--listen",
+        metavar="HOST[:PORT]",
+        help="Address at which workers on other machines reach this one. With a port, who has the join line may join "
+        "there; the port after it is used too.",
+    ),
+]
+Discoverable = Annotated[
+    bool, typer.Option("--discover", help="With --listen HOST:PORT, let workers find this server by mDNS.")
+]
 StartWith = Annotated[
     list[str] | None,
     typer.Option(
@@ -118,10 +136,11 @@ ObjectiveOption = Annotated[
     typer.Option("--objective", help="What is made fast: latency of one stream, throughput of all, or both balanced."),
 ]
 AllWorkers = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--all-workers/--best-workers",
-        help="Every worker holds layers, or only those with which the plan is best; the others stand by.",
+        help="Every worker holds layers, or only those with which the plan is best; the others stand by. All, if not "
+        "given, but the best where others may join.",
     ),
 ]
 Measure = Annotated[
@@ -153,6 +172,17 @@ def parse_pin(text: str) -> LayerPin:
     if match is None:
         raise ConfigError(f"--layers {text!r} is no range of layers on a node; write it like laptop=0:14")
     return LayerPin(node=match[1], start=int(match[2]), end=int(match[3]))
+
+
+def parse_listen(text: str, *, discoverable: bool) -> tuple[str, int]:
+    """HOST or HOST:PORT; port 0: nobody may join. Raises ConfigError."""
+    is_host = ":" not in text or (text.count(":") > 1 and not text.startswith("["))
+    host, port = (text, 0) if is_host else parse_address(text)
+    if discoverable and not port:
+        raise ConfigError("--discover lets others join: say where, with --listen HOST:PORT")
+    if port == _MAX_PORT:
+        raise ConfigError(f"--listen {text}: the port after it is needed too")
+    return host, port
 
 
 def plan_constraints(

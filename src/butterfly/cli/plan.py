@@ -20,6 +20,7 @@ from butterfly.cli.options import (
     ObjectiveOption,
     plan_constraints,
 )
+from butterfly.cli.plan_fleet import ServeOptions, tell_fleet
 from butterfly.cluster_file import read_cluster
 from butterfly.config import DEFAULT_CONTEXT
 from butterfly.errors import ConfigError
@@ -27,6 +28,7 @@ from butterfly.option_values import parse_dtype, parse_weights
 from butterfly.partitioning import explain
 from butterfly.partitioning import plan as make_plan
 from butterfly.partitioning.policies import PolicyResult, compare
+from butterfly.partitioning.replicas import Fleet, plan_replicas
 from butterfly.partitioning.what_if import Change, what_if
 from butterfly.specs import (
     ClusterSpec,
@@ -59,10 +61,22 @@ WhatIf = Annotated[
 Picture = Annotated[Path | None, typer.Option("--picture", help="Draw the plan into this .svg or .png file.")]
 
 
+Replicas = Annotated[
+    int,
+    typer.Option(
+        "--replicas",
+        min=0,
+        help="Part the nodes into so many pipelines at most, each with the whole model; 0: as many as pay. "
+        "Needs --objective throughput.",
+    ),
+]
+
+
 class PlanReport(Spec, frozen=True):
     """What `--json` prints."""
 
     plan: Plan
+    fleet: Fleet | None = None  # with --replicas
     comparison: tuple[PolicyResult, ...] = ()
     what_if: tuple[Change, ...] = ()
 
@@ -75,6 +89,7 @@ def plan(
     context: Context = 0,
     mean_context: MeanContext = 0,
     max_nodes: MaxNodes = 0,
+    replicas: Replicas = 1,
     layers: Layers = None,
     exclude: Exclude = None,
     weights: PlanWeights = "auto",
@@ -86,6 +101,8 @@ def plan(
 ) -> None:
     """Show where each layer of MODEL would go on a cluster, how fast that would be, and why. Starts nothing."""
     check_picture(picture)
+    if replicas != 1 and objective != "throughput":
+        raise ConfigError("--replicas is for the speed of all streams together: add --objective throughput")
     constraints = plan_constraints(layers, exclude, max_nodes=max_nodes)
     nodes = this_machine() if cluster is None else read_cluster(cluster)
     footprint = open_footprint(model, weights, dtype)
@@ -98,6 +115,7 @@ def plan(
     made = make_plan(footprint, nodes, workload, constraints)
     report = PlanReport(
         plan=made,
+        fleet=None if replicas == 1 else plan_replicas(footprint, nodes, workload, constraints, replicas),
         comparison=compare(footprint, nodes, workload, constraints) if compared else (),
         what_if=what_if(footprint, nodes, workload, constraints, made) if changes else (),
     )
@@ -105,6 +123,8 @@ def plan(
         console.print(msgspec.json.encode(report).decode(), markup=False, soft_wrap=True)
     else:
         tell(report, explain(made, footprint, nodes, constraints))
+        if report.fleet is not None:
+            tell_fleet(report.fleet, ServeOptions(model, workload.context, weights, dtype))
     if picture is not None:
         draw(made, footprint, nodes, picture)
 

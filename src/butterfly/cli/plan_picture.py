@@ -132,14 +132,15 @@ def _links(axes: Axes, boxes: Sequence[_Box], names: Sequence[str], plan: Plan, 
     """An arrow for each hop of a token; the way back is a line of text at the coordinator."""
     for i, stage in enumerate(plan.stages):
         link = find_link(cluster, names[i], names[i + 1])
-        _arrow(axes, boxes[i], boxes[i + 1], _label(stage.predicted_hop_s, link))
+        _arrow(axes, boxes[i], boxes[i + 1], _label(stage.predicted_hop_s, link, stage.codec))
     back = find_link(cluster, names[-1], COORDINATOR)
     text = f"back from {names[-1]}: {_label(plan.return_hop_s, back).replace(chr(10), ', ')}"
     axes.text(boxes[0].x, boxes[0].y - 0.2, text, va="center", fontsize=7)
 
 
-def _label(hop_s: float, link: LinkSpec) -> str:
-    return f"{hop_s * 1e3:.2f} ms\n{link.bandwidth_bytes_per_s / 1e6:.4g} MB/s"
+def _label(hop_s: float, link: LinkSpec, codec: str = "") -> str:
+    text = f"{hop_s * 1e3:.2f} ms\n{link.bandwidth_bytes_per_s / 1e6:.4g} MB/s"
+    return f"{text}\n{codec}" if codec else text
 
 
 def _arrow(axes: Axes, source: _Box, target: _Box, label: str) -> None:

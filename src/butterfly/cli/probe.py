@@ -1,9 +1,9 @@
-"""`butterfly probe [MODEL]`: what this machine has, and what steps of a model take on it."""
+"""`butterfly probe [MODEL]`: what this machine has, what encryption costs on it, and what steps of a model take."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Annotated
 
@@ -18,10 +18,18 @@ from butterfly.cli.options import Device, DType, LogLevel, Weights, cluster_conf
 from butterfly.config import ClusterConfig
 from butterfly.errors import InfeasiblePlanError
 from butterfly.option_values import check_device, parse_bytes, parse_dtype
-from butterfly.specs import ComputeDType, ComputeProfile, NodeSpec, TimeTable, WeightFormat
+from butterfly.specs import ComputeDType, ComputeProfile, NodeSpec, Spec, TimeTable, WeightFormat
 from butterfly.worker import Report
+from butterfly.worker.loopback import LoopbackSpeed, measure_loopback
 
 _NAME = "this machine"  # to the check of what fits, where nobody sees it
+
+
+class ProbeReport(Spec, frozen=True):
+    """What `--json` prints."""
+
+    node: NodeSpec
+    loopback: tuple[LoopbackSpeed, ...]  # encrypted, then plain
 
 
 def probe(
@@ -35,22 +43,25 @@ def probe(
     weights: Weights = "auto",
     memory: Annotated[str, typer.Option(help="Memory that may be used, such as 300M or 4G; empty: what is free.")] = "",
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure again what was measured before.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the node as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the node and its loopback as JSON.")] = False,
     log_level: LogLevel = "warning",
 ) -> None:
-    """Measure this machine: memory, arithmetic, and what layers and head of MODEL take."""
+    """Measure this machine: memory, arithmetic, encryption, and what layers and head of MODEL take."""
     set_up_logging(log_level)
     compute_dtype = parse_dtype(dtype)
     memory_bytes = parse_bytes(memory) if memory else None
     node, rates = measure_node(check_device(device), threads, compute_dtype, memory_bytes)
+    loopback = tuple(measure_loopback(encrypt=encrypt) for encrypt in (True, False))
     weight_format: WeightFormat = "int4"
     if model:
         config = cluster_config(model, 1, device, dtype, weights, threads, str(node.memory_bytes), 0)
         node, weight_format = with_profile(node, config, refresh=refresh)
     if as_json:
-        console.print(msgspec.json.encode(node).decode(), markup=False, soft_wrap=True)
+        console.print(
+            msgspec.json.encode(ProbeReport(node=node, loopback=loopback)).decode(), markup=False, soft_wrap=True
+        )
         return
-    console.print(rates_table(node, rates))
+    console.print(rates_table(node, rates, loopback))
     if node.profile is not None:
         console.print(f"\n{model}: {compute_dtype}, weights {weight_format}, milliseconds", markup=False)
         console.print(profile_table(node.profile))
@@ -109,7 +120,7 @@ def _progress_bar(what: str) -> Iterator[Report]:
         yield lambda share: progress.update(task, completed=share)
 
 
-def rates_table(node: NodeSpec, rates: Mapping[str, float]) -> Table:
+def rates_table(node: NodeSpec, rates: Mapping[str, float], loopback: Sequence[LoopbackSpeed] = ()) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("node", f"{node.name} ({node.device})")
     table.add_row("memory", format_bytes(node.memory_bytes))
@@ -118,6 +129,10 @@ def rates_table(node: NodeSpec, rates: Mapping[str, float]) -> Table:
         table.add_row(f"{name} products", f"{rate / 1e9:.0f} Gop/s")
     if "int8" not in rates:
         table.add_row("int8 products", "no instructions for them here: weights int4 only")
+    for link in loopback:
+        there, back = (rate / 1e9 for rate in link.bytes_per_s)
+        speeds = f"{link.latency_s * 1e6:.0f} us for 4 KiB; {there:.2f} GB/s there, {back:.2f} GB/s back"
+        table.add_row(f"loopback, {'encrypted' if link.encrypted else 'plain'}", speeds)
     return table
 
 

@@ -20,6 +20,7 @@ from butterfly.cli.options import (
     CertKeyFile,
     Context,
     Device,
+    Discoverable,
     DType,
     Encrypt,
     Exclude,
@@ -40,14 +41,15 @@ from butterfly.cli.options import (
     PrefixReuseOption,
     RequestTimeout,
     ServerKeys,
+    ServeWorkers,
     Slots,
     StartWith,
     StepTimeout,
     TargetTTFT,
     Threads,
     Weights,
-    Workers,
     cluster_config,
+    parse_listen,
     plan_constraints,
     split_prefixes,
 )
@@ -60,7 +62,7 @@ _GRACE_S = 2  # for last words to clients when the server is told to stop
 
 def serve(
     model: ModelArgument,
-    workers: Workers = 1,
+    workers: ServeWorkers = 1,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8000,
     served_name: Annotated[str, typer.Option("--served-model-name", help="The model's id in the API.")] = "",
@@ -78,7 +80,7 @@ def serve(
     objective: ObjectiveOption = "balanced",
     layers: Layers = None,
     exclude: Exclude = None,
-    all_workers: AllWorkers = True,
+    all_workers: AllWorkers = None,
     measure: Measure = True,
     slots: Slots = 0,
     target_ttft: TargetTTFT = 60.0,
@@ -90,8 +92,9 @@ def serve(
     ssl_keyfile: CertKeyFile = None,
     encrypt: Encrypt = True,
     listen: Listen = "127.0.0.1",
+    discoverable: Discoverable = False,
     start_with: StartWith = None,
-    heartbeat_timeout: HeartbeatTimeout = 10.0,
+    heartbeat_timeout: HeartbeatTimeout = 2.5,
     step_timeout: StepTimeout = 300.0,
     log_level: LogLevel = "warning",
 ) -> None:
@@ -99,6 +102,7 @@ def serve(
     set_up_logging(log_level)
     keys = load_keys(api_key or (), api_key_file, os.environ)
     tls = tls_files(ssl_certfile, ssl_keyfile)
+    listen_host, listen_port = parse_listen(listen, discoverable=discoverable)
     config = cluster_config(model, workers, device, dtype, weights, threads, memory, context)
     config = msgspec.structs.replace(
         config,
@@ -108,12 +112,14 @@ def serve(
         prefix_reuse=prefix_reuse,
         max_num_batched_tokens=max_batched_tokens,
         objective=objective,
-        constraints=plan_constraints(layers, exclude, use_all=all_workers),
+        constraints=plan_constraints(layers, exclude, use_all=not listen_port if all_workers is None else all_workers),
         measure=measure,
         num_slots=slots,
         target_ttft_s=target_ttft,
         encrypt=encrypt,
-        listen_host=listen,
+        listen_host=listen_host,
+        listen_port=listen_port,
+        discoverable=discoverable,
         worker_prefixes=split_prefixes(start_with),
         heartbeat_timeout_s=heartbeat_timeout,
         step_timeout_s=step_timeout,
@@ -123,8 +129,16 @@ def serve(
         with embedded_cluster(config, loading_progress) as cluster:
             served = served_model(cluster, served_name, model)
             timeout_s = request_timeout or None
-            app = create_app(cluster.client, served, metrics=cluster.metrics, keys=keys, default_timeout_s=timeout_s)
+            app = create_app(
+                cluster.client,
+                served,
+                metrics=cluster.metrics,
+                operator=cluster.client,
+                keys=keys,
+                default_timeout_s=timeout_s,
+            )
             with ApiServer(app, bound, grace_s=_GRACE_S, tls=tls) as server, ended_requests(cluster):
+                invite(cluster.join_line, is_open=config.is_open)
                 status = cluster.wait_until_ready()
                 announce(status, served, server.url, wants_key=keys is not None, weights=cluster.weights)
                 warn_of_company(config.dtype, status)
@@ -193,6 +207,15 @@ def announce(
     console.print(line, markup=False, soft_wrap=True)
 
 
+def invite(join_line: str, *, is_open: bool) -> None:
+    """Say how other machines join. The line has a secret: it is for this terminal only."""
+    if join_line:
+        console.print("To add a machine, run there:", markup=False)
+        console.print(f"  butterfly worker --join '{join_line}'", markup=False, soft_wrap=True, highlight=False)
+    elif is_open:
+        console.print("To add a machine, run `butterfly token make` here, and there what it prints.", markup=False)
+
+
 @contextmanager
 def ended_requests(cluster: EmbeddedCluster) -> Iterator[None]:
     """After the block, tell every client that still waits why, while the API can still do so."""
@@ -215,15 +238,28 @@ def warn_of_eavesdroppers(bound: BoundPort, tls: TlsFiles | None) -> None:
 
 
 def wait_for_the_end(cluster: EmbeddedCluster, server: ApiServer) -> None:
-    """Wait for Ctrl-C or SIGTERM. A failed cluster stays up to tell clients why.
+    """Wait for Ctrl-C or SIGTERM, and tell what happens to the cluster meanwhile.
 
     Raises LaunchError when the coordinator itself or the API ends: nobody could be told anything any more.
     """
-    was_ready = True
+    told = cluster.client.status()
     while cluster.client.is_alive and server.is_alive:
         status = cluster.client.status()
-        if was_ready and status.phase == "failed":
-            print_error(f"{status.detail}; requests are refused until the server is started again")
-            was_ready = False
+        if (status.phase, status.epoch) != (told.phase, told.epoch):
+            tell_change(status)
+        told = status
         time.sleep(0.2)
     raise LaunchError("the coordinator or the API stopped on an internal error; its traceback stands above")
+
+
+def tell_change(status: ClusterStatus) -> None:
+    """Say that the cluster is moving, waiting, or ready again."""
+    if status.phase == "ready" and status.plan is not None:
+        console.print(plan_table(status.plan))
+        console.print(f"ready again: {status.detail}" if status.detail else "ready again", markup=False)
+    elif status.phase == "waiting":
+        print_error(f"{status.detail}; requests are refused until more workers come")
+    elif status.phase == "failed":
+        print_error(f"{status.detail}; requests are refused until the server is started again")
+    elif status.phase == "moving":
+        console.print(status.detail, markup=False)

@@ -10,6 +10,7 @@ class MeasureCluster(Spec, frozen=True):
 
     Tell who is at it with MeasuringProgressed: deadlines run for those. `known` are nodes that were measured before
     and may be serving: they only echo, and a link from one of them to a new one is taken to be what the way back is.
+    It takes the place of any measurement that is still under way.
     """
 
     nodes: tuple[NodeSpec, ...]
@@ -37,7 +38,10 @@ class StartServing(Spec, frozen=True):
 
 
 class HoldRequests(Spec, frozen=True):
-    """Issue no more steps and forget those under way. Requests keep their tokens and wait; new ones wait with them."""
+    """Issue no more steps and forget those under way. Requests keep their tokens and wait; new ones wait with them.
+
+    A measurement that is under way is given up. Exactly one StartServing or FailRequests follows.
+    """
 
     reason: str
 
@@ -62,9 +66,9 @@ class PingWorkers(Spec, frozen=True):
 
 
 class ShutDownWorkers(Spec, frozen=True):
-    """Tell these workers to exit: all that joined and may still run, also those given up as silent.
+    """Tell these workers to exit: of those that joined, all but the lost ones, whose connections are closed.
 
-    Workers that never joined are their launcher's business alone.
+    Workers that are lost or never joined are their launcher's business alone.
     """
 
     reason: str
@@ -72,13 +76,19 @@ class ShutDownWorkers(Spec, frozen=True):
 
 
 class RestartWorker(Spec, frozen=True):
-    """Start the process of this worker anew: one that we started, and that has ended."""
+    """Start the process of this worker anew: one that we started, and that has ended.
+
+    A start that fails is a WorkerExited, so that it is tried again later.
+    """
 
     worker: str
 
 
 class ForgetWorker(Spec, frozen=True):
-    """Close the connection to this worker, and let its key in no more until it is admitted again."""
+    """Close the connection to this worker, and let its key in no more until it is admitted again.
+
+    It may never have joined, and its process may still run.
+    """
 
     worker: str
 

@@ -102,7 +102,10 @@ class MeasuringProgressed(Event, frozen=True):
 
 
 class ClusterMeasured(Event, frozen=True):
-    """The answer to MeasureCluster: the same nodes, in the same order."""
+    """The answer to MeasureCluster: its nodes with their profiles, with or without the known ones, and the links.
+
+    A measurement that another took the place of, or that was given up, may be answered or not.
+    """
 
     cluster: ClusterSpec
 
@@ -112,7 +115,7 @@ class ClusterMeasured(Event, frozen=True):
 
 
 class PlanMade(Event, frozen=True):
-    """The answer to MakePlan."""
+    """The answer to MakePlan. Each is answered, in the order of asking."""
 
     plan: Plan
 

@@ -25,7 +25,7 @@ class WorkerExit(NamedTuple):
     """A worker that ended, whatever the reason."""
 
     name: str
-    returncode: int  # negative: the signal that killed it
+    returncode: int | None  # negative: the signal that killed it; None: nobody saw its end
     output_tail: str  # its last lines on standard error, oldest first
 
 
@@ -37,6 +37,9 @@ class Launcher(Protocol):
 
     def poll(self) -> list[WorkerExit]:
         """Return the workers that ended since the last call. Never waits for one to end."""
+
+    def kill(self, name: str) -> None:
+        """End this worker's process by force, if it runs: it may only hang. `poll` will tell of it."""
 
     def stop(self, timeout_s: float) -> None:
         """End all workers, by force if need be, within about `timeout_s`. Idempotent."""
@@ -78,6 +81,11 @@ class LocalLauncher:
         for worker in ended:
             del self._workers[worker.name]
         return [worker.collect() for worker in ended]
+
+    def kill(self, name: str) -> None:
+        worker = self._workers.get(name)
+        if worker is not None:
+            worker.process.kill()
 
     def stop(self, timeout_s: float) -> None:
         """Close the pipes, then SIGTERM after half the time, then SIGKILL. Never leaves a process."""

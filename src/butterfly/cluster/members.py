@@ -9,30 +9,42 @@ from butterfly.specs import NodeSpec, Spec, StagePlan, WorkerPhase, WorkerStatus
 
 
 class Deadlines(Spec, frozen=True):
-    """How long a worker may take, in seconds."""
+    """How long a worker may take, and what is done at which intervals, in seconds."""
 
     join_timeout_s: float = 60.0  # from the start to its Join
     measure_timeout_s: float = 120.0  # for its profile, or for its links
     load_timeout_s: float = 600.0  # from the plan to its Loaded
-    heartbeat_timeout_s: float = 10.0  # of silence, while joined, ready or on standby
+    heartbeat_timeout_s: float = 3.0  # of silence, while joined, ready or on standby
     ping_interval_s: float = 1.0  # how often workers hear from us
+    restart_pause_s: float = 1.0  # before a worker that ended is started again; doubles with each end
+    longest_restart_pause_s: float = 30.0
+    restart_forgiven_s: float = 60.0  # of being ready, after which the pause is the short one again
+    forget_lost_s: float = 600.0  # for which a lost worker stays in sight
 
 
 @dataclass(slots=True)
 class Member:
-    """One expected worker. `node` is None until it joins."""
+    """One worker. `node` is None until it first joins."""
 
     name: str
+    is_launched: bool = False  # we started it, and may start it again
     phase: WorkerPhase = "starting"
     node: NodeSpec | None = None
     host: str = ""
     pid: int = 0
+    started_s: float = 0.0  # while starting: since when
     heard_s: float = 0.0
     measured_since_s: float = 0.0  # while measuring
+    loading_since_s: float = 0.0  # while loading
+    useful_since_s: float | None = None  # ready or on standby, without having been lost since
     load_fraction: float = 0.0
     resident_bytes: int = 0
     kv_used_bytes: int = 0
-    has_exited: bool = False  # its process is known to be gone; a lost one may only be silent
+    is_leaving: bool = False  # drained: it was told to exit, and no plan may use it
+    loss: str = ""  # "worker NAME was ..."; until it joins again
+    lost_s: float = 0.0
+    restart_s: float | None = None  # when it is to be started again
+    next_pause_s: float = 0.0  # before its next restart; 0: the shortest
 
     @property
     def is_connected(self) -> bool:
@@ -41,6 +53,8 @@ class Member:
     def join(self, event: WorkerJoined) -> None:
         self.phase, self.node = "joined", event.node
         self.host, self.pid, self.heard_s = event.host, event.pid, event.now_s
+        self.loss, self.restart_s = "", None
+        self.load_fraction, self.resident_bytes, self.kv_used_bytes = 0.0, 0, 0
 
     def start_measuring(self, now_s: float) -> None:
         self.phase, self.measured_since_s = "measuring", now_s
@@ -49,7 +63,7 @@ class Member:
         self.phase, self.heard_s = "joined", now_s
 
     def start_loading(self, now_s: float) -> None:
-        self.phase, self.load_fraction, self.heard_s = "loading", 0.0, now_s
+        self.phase, self.load_fraction, self.loading_since_s = "loading", 0.0, now_s
 
     def finish_loading(self, event: WorkerLoaded) -> None:
         self.phase, self.load_fraction, self.heard_s = "ready", 1.0, event.now_s
@@ -58,9 +72,43 @@ class Member:
         """The plan gives it nothing to load."""
         self.phase, self.load_fraction, self.heard_s = "standby", 1.0, now_s
 
+    def be_useful(self, now_s: float) -> None:
+        """The service runs, and this worker is there for it."""
+        if self.phase in ("ready", "standby") and self.useful_since_s is None:
+            self.useful_since_s = now_s
+
     def beat(self, event: WorkerBeat) -> None:
         self.heard_s = event.now_s
         self.resident_bytes, self.kv_used_bytes = event.resident_bytes, event.kv_used_bytes
+
+    def lose(self, loss: str, now_s: float, deadlines: Deadlines) -> None:
+        was_useful = self.useful_since_s is not None and now_s - self.useful_since_s >= deadlines.restart_forgiven_s
+        if was_useful:
+            self.next_pause_s = 0.0
+        self.phase, self.loss, self.lost_s, self.useful_since_s = "lost", loss, now_s, None
+
+    def plan_restart(self, now_s: float, deadlines: Deadlines) -> None:
+        """Its process has ended: start it again after a pause, which is longer each time."""
+        pause_s = self.next_pause_s or deadlines.restart_pause_s
+        self.restart_s = now_s + pause_s
+        self.next_pause_s = min(2 * pause_s, deadlines.longest_restart_pause_s)
+
+    def restart(self, now_s: float) -> None:
+        self.phase, self.started_s, self.restart_s = "starting", now_s, None
+
+    def missed_deadline(self, now_s: float, deadlines: Deadlines, measured_what: str) -> str:
+        """Return which deadline the worker has missed, in words; empty when none."""
+        if self.phase == "starting" and now_s - self.started_s > deadlines.join_timeout_s:
+            return f"did not join within {deadlines.join_timeout_s:g} s"
+        if self.phase == "measuring" and now_s - self.measured_since_s > deadlines.measure_timeout_s:
+            return f"was not done measuring its {measured_what} within {deadlines.measure_timeout_s:g} s"
+        if self.phase == "loading" and now_s - self.loading_since_s > deadlines.load_timeout_s:
+            return f"did not load its layers within {deadlines.load_timeout_s:g} s ({self.load_fraction:.0%} done)"
+        # Measuring and loading may keep a worker too busy to beat.
+        beats = self.phase in ("joined", "ready", "standby")
+        if beats and now_s - self.heard_s > deadlines.heartbeat_timeout_s:
+            return f"was silent for more than {deadlines.heartbeat_timeout_s:g} s"
+        return ""
 
     def status(self, stage: StagePlan | None) -> WorkerStatus:
         """Return the border form, with what the plan gives this worker."""

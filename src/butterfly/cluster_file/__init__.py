@@ -26,6 +26,12 @@
     latency = "12ms"
     bandwidth = "40Mb/s"                # and with a second entry the other way, that way
 
+    [[links.codecs]]                    # optional, also of sites and defaults: what hidden states may be sent in
+    name = "int8"                       # without harm to the answers, which is yours to promise
+    ratio = 0.53                        # encoded bytes / plain bytes
+    encode_s_per_byte = 2e-10           # of plain bytes
+    decode_s_per_byte = 1e-10
+
 Promises
 - What an entry says of a pair holds for both directions, unless an entry speaks of the other one. The more specific
   entry wins: a node's name before the node that the coordinator runs on, and that before a site; of equally specific

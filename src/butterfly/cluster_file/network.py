@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from butterfly.specs import LinkSpec, NodeSpec
+from butterfly.specs import CodecSpec, LinkSpec, NodeSpec
 
 COORDINATOR = "coordinator"  # the name of the coordinator's end of a link
 
@@ -18,6 +18,7 @@ class Rates:
     latency_s: float
     bandwidth_bytes_per_s: float
     software_s: float
+    codecs: tuple[CodecSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def make_link(source: str, target: str, rates: Rates) -> LinkSpec:
         latency_s=rates.latency_s,
         bandwidth_bytes_per_s=rates.bandwidth_bytes_per_s,
         software_s=rates.software_s,
+        codecs=rates.codecs,
     )
 
 

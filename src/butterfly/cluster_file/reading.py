@@ -13,9 +13,9 @@ from butterfly.cluster_file import units
 from butterfly.cluster_file.network import COORDINATOR, Entry, Network, Rates
 from butterfly.cluster_file.tables import Table, nearest
 from butterfly.errors import ConfigError
-from butterfly.specs import ClusterSpec, ComputeProfile, LinkSpec, NodeSpec, TimeTable
+from butterfly.specs import ClusterSpec, CodecSpec, ComputeProfile, LinkSpec, NodeSpec, TimeTable
 
-_RATES = ("latency", "bandwidth", "software")
+_RATES = ("latency", "bandwidth", "software", "codecs")
 
 
 def read_cluster(path: Path) -> ClusterSpec:
@@ -115,7 +115,17 @@ def _rates(table: Table) -> Rates:
         latency_s=table.quantity("latency", units.parse_time),
         bandwidth_bytes_per_s=table.quantity("bandwidth", units.parse_rate),
         software_s=table.quantity("software", units.parse_time, software_s),
+        codecs=tuple(_codec(codec) for codec in table.tables("codecs")),
     )
+
+
+def _codec(table: Table) -> CodecSpec:
+    """As measured: numbers in seconds for each byte, as they are."""
+    table.check_keys(*(field.name for field in msgspec.structs.fields(CodecSpec)))
+    try:
+        return msgspec.convert(table.values, CodecSpec)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{table.where()}: {error}") from error
 
 
 def _check_names(names: Sequence[str], where: str) -> None:

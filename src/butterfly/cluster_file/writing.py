@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import tomli_w
 
 from butterfly.cluster_file import units
@@ -23,8 +24,13 @@ def write_cluster(path: Path, cluster: ClusterSpec) -> None:
 def dump_cluster(cluster: ClusterSpec) -> str:
     """Every link by the names of its ends; no sites or defaults to be expanded."""
     parts = [f"[[nodes]]\n{tomli_w.dumps(_node(node))}{_profile(node)}" for node in cluster.nodes]
-    parts += [f"[[links]]\n{tomli_w.dumps(_link(link))}" for link in cluster.links]
+    parts += [f"[[links]]\n{tomli_w.dumps(_link(link))}{_codecs(link)}" for link in cluster.links]
     return "\n".join(parts)
+
+
+def _codecs(link: LinkSpec) -> str:
+    """Tables within the link's."""
+    return "".join(f"\n[[links.codecs]]\n{tomli_w.dumps(msgspec.structs.asdict(codec))}" for codec in link.codecs)
 
 
 def _profile(node: NodeSpec) -> str:

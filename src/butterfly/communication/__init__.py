@@ -3,7 +3,8 @@
 Promises: messages of one sender arrive once each and in order while its connection lives; every wait
 has a deadline and every error names its peer; a slow receiver slows its senders down; nothing from a
 stranger gets in; the sender's name comes from its key, never from what it says; what arrives is a valid
-message with exactly the payload that it announces, or a ProtocolError.
+message with exactly the payload that it announces, or a ProtocolError. Questions with answers go their own way:
+`services`.
 
 Must not know: layers, requests, torch.
 
@@ -17,19 +18,25 @@ from butterfly.communication.hidden import BYTES_PER_VALUE, check_hidden, tensor
 from butterfly.communication.in_process import InProcessNetwork, InProcessTransport
 from butterfly.communication.keys import KeyPair
 from butterfly.communication.routes import local_host_towards
+from butterfly.communication.services import Caller, Handler, Service, ServiceClient, Services
 from butterfly.communication.transport import Buffer, Inbox, Outbox, Received, Transport
 from butterfly.communication.zeromq import ZmqTransport
 
 __all__ = [
     "BYTES_PER_VALUE",
     "Buffer",
+    "Caller",
     "EpochGate",
+    "Handler",
     "InProcessNetwork",
     "InProcessTransport",
     "Inbox",
     "KeyPair",
     "Outbox",
     "Received",
+    "Service",
+    "ServiceClient",
+    "Services",
     "Transport",
     "ZmqTransport",
     "check_hidden",

@@ -4,6 +4,9 @@ A peer may well try to connect an instant before it is admitted. Refusing it wou
 up for good (status 400) or hang until its handshake times out (status 300). So the question of an
 unknown key is simply left open: it is answered when the key is admitted, and a stranger is disconnected
 by the handshake deadline without having learned anything.
+
+Services are another domain: everybody who proves a key may connect, since a stranger must be able to ask for its
+admission. What a key may ask there is decided call by call (see `services.desk`).
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from zmq.utils import z85
 
 from butterfly.communication.admissions import Admissions
 
+SERVICES_DOMAIN = "services"  # of sockets that let every proven key in
+
 _ENDPOINT = "inproc://zeromq.zap.01"
 _MAX_OPEN_QUESTIONS = 1024  # then the oldest is forgotten; its connection times out as any stranger's
 
@@ -26,6 +31,7 @@ class _Question(NamedTuple):
     envelope: list[bytes]  # routing id and delimiter, to be given back
     version: bytes
     request_id: bytes
+    domain: str
     public_key: str  # "" for a mechanism that we do not speak
 
 
@@ -74,21 +80,26 @@ class AdmissionControl:
     def _answer_what_is_known(self) -> None:
         for _ in range(len(self._open_questions)):
             question = self._open_questions.popleft()
-            if self._admissions.name_of(question.public_key) is None:
-                self._open_questions.append(question)
-            else:
+            if self._may_enter(question):
                 self._socket.send_multipart(_yes(question))  # to a connection that is gone: goes nowhere
+            else:
+                self._open_questions.append(question)
+
+    def _may_enter(self, question: _Question) -> bool:
+        if question.domain == SERVICES_DOMAIN:
+            return bool(question.public_key)
+        return self._admissions.name_of(question.public_key) is not None
 
 
 def _parse(frames: list[bytes]) -> _Question:
     # routing id, empty, version, request id, domain, address, peer's routing id, mechanism, credentials...
-    envelope, (version, request_id, _, _, _, mechanism), credentials = frames[:2], frames[2:8], frames[8:]
+    envelope, (version, request_id, domain, _, _, mechanism), credentials = frames[:2], frames[2:8], frames[8:]
     public_key = ""
     if mechanism == b"CURVE":
         public_key = z85.encode(credentials[0]).decode("ascii")
     elif mechanism == b"PLAIN":  # links without encryption: the key is claimed, not proven
         public_key = credentials[0].decode("ascii", errors="replace")
-    return _Question(envelope, version, request_id, public_key)
+    return _Question(envelope, version, request_id, domain.decode("ascii", errors="replace"), public_key)
 
 
 def _yes(question: _Question) -> list[bytes]:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 from butterfly.communication.admissions import Admissions
 from butterfly.communication.frames import pack, unpack
+from butterfly.communication.services.in_process import InProcessService, InProcessServiceClient
+from butterfly.communication.services.interface import Handler, Service, ServiceClient
 from butterfly.communication.transport import Buffer, Inbox, Outbox, Received
 from butterfly.errors import CommunicationError, PeerTimeoutError
 from butterfly.messages import Message, PeerAddress
@@ -28,6 +30,7 @@ class InProcessNetwork:
         self.capacity = capacity
         self.changed = threading.Condition()  # guards all queues of this network
         self._inboxes: dict[str, InProcessInbox] = {}
+        self._services: dict[str, InProcessService] = {}
         self._num_names = 0
 
     def transport(self, name: str) -> InProcessTransport:
@@ -50,6 +53,17 @@ class InProcessNetwork:
         inbox = self._inboxes.get(address.endpoint)
         return inbox if inbox is not None and inbox.address.public_key == address.public_key else None
 
+    def add_service(self, service: InProcessService) -> None:
+        with self.changed:
+            self._services[service.address.endpoint] = service
+
+    def find_service(self, address: PeerAddress) -> InProcessService | None:
+        """Return the open service at this endpoint if its owner holds the expected key."""
+        service = self._services.get(address.endpoint)
+        if service is None or service.closed or service.address.public_key != address.public_key:
+            return None
+        return service
+
 
 class InProcessTransport:
     """One identity on an InProcessNetwork."""
@@ -59,18 +73,15 @@ class InProcessTransport:
         self._name = name
         self._public_key = public_key
         self._admissions = Admissions()
-        self._opened: list[InProcessInbox | InProcessOutbox] = []
-        self._num_inboxes = 0
+        self._opened: list[InProcessInbox | InProcessOutbox | InProcessService | InProcessServiceClient] = []
+        self._num_addresses = 0
 
     @property
     def public_key(self) -> str:
         return self._public_key
 
-    def open_inbox(self) -> Inbox:
-        self._num_inboxes += 1
-        endpoint = f"in-process://{self._public_key}/{self._num_inboxes}"
-        address = PeerAddress(name=self._name, endpoint=endpoint, public_key=self._public_key)
-        inbox = InProcessInbox(self._network, address, self._admissions)
+    def open_inbox(self, port: int = 0) -> Inbox:
+        inbox = InProcessInbox(self._network, self._address("inbox", port), self._admissions)
         self._opened.append(inbox)
         self._network.add(inbox)
         return inbox
@@ -79,6 +90,17 @@ class InProcessTransport:
         outbox = InProcessOutbox(self._network, peer, self._name, self._public_key)
         self._opened.append(outbox)
         return outbox
+
+    def open_service(self, handler: Handler, port: int = 0) -> Service:
+        service = InProcessService(self._address("service", port), handler, self._admissions)
+        self._opened.append(service)
+        self._network.add_service(service)
+        return service
+
+    def connect_service(self, peer: PeerAddress) -> ServiceClient:
+        client = InProcessServiceClient(self._network.find_service, peer, self._public_key)
+        self._opened.append(client)
+        return client
 
     def admit(self, peer_name: str, public_key: str) -> None:
         with self._network.changed:
@@ -91,6 +113,11 @@ class InProcessTransport:
     def close(self) -> None:
         for opened in self._opened:
             opened.close()
+
+    def _address(self, kind: str, port: int) -> PeerAddress:
+        self._num_addresses += 1
+        endpoint = f"in-process://{self._public_key}/{kind}/{port or f'any-{self._num_addresses}'}"
+        return PeerAddress(name=self._name, endpoint=endpoint, public_key=self._public_key)
 
 
 class InProcessInbox:

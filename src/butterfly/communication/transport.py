@@ -76,7 +76,8 @@ class Transport(Protocol):
     def public_key(self) -> str:
         """What others must admit to hear from us and expect to find at our inbox."""
 
-    def open_inbox(self) -> Inbox: ...
+    def open_inbox(self, port: int = 0) -> Inbox:
+        """Listen at this port, or at any. Raises ConfigError when that is not possible."""
 
     def connect(self, peer: PeerAddress) -> Outbox:
         """Return at once; the connection comes up in the background and comes back by itself.

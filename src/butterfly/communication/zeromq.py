@@ -7,6 +7,7 @@ PeerAddress to the client; whoever fails is never connected, which its peer sees
 
 from __future__ import annotations
 
+import errno
 import math
 import socket
 import threading
@@ -15,10 +16,13 @@ from collections.abc import Sequence
 
 import zmq
 
-from butterfly.communication.admission_control import AdmissionControl
+from butterfly.communication.admission_control import SERVICES_DOMAIN, AdmissionControl
 from butterfly.communication.admissions import Admissions
 from butterfly.communication.frames import pack, unpack
 from butterfly.communication.keys import KeyPair
+from butterfly.communication.services import client as service_client
+from butterfly.communication.services import server as service_server
+from butterfly.communication.services.interface import Handler, Service, ServiceClient
 from butterfly.communication.transport import Buffer, Inbox, Outbox, Received
 from butterfly.errors import CommunicationError, ConfigError, PeerTimeoutError
 from butterfly.messages import Message, PeerAddress
@@ -41,7 +45,7 @@ _Socket = zmq.Socket[bytes]
 
 
 class ZmqTransport:
-    """One process's keys, inbox and outboxes on one ZeroMQ context.
+    """One process's keys, inboxes, outboxes and services on one ZeroMQ context.
 
     `advertised_host` is what others connect to when `bind_host` is a wildcard ("0.0.0.0", "*").
     Raises ConfigError for keys that are none and for a host that cannot be listened on.
@@ -65,7 +69,7 @@ class ZmqTransport:
         self._encrypt = encrypt
         self._admissions = Admissions()
         self._lock = threading.Lock()  # guards _opened; connect() may be called from any thread
-        self._opened: list[ZmqInbox | ZmqOutbox] = []
+        self._opened: list[_Opened] = []
         self._context: _Context = zmq.Context()
         self._admission_control = AdmissionControl(self._context, self._admissions)
 
@@ -73,47 +77,46 @@ class ZmqTransport:
     def public_key(self) -> str:
         return self._keys.public_key
 
-    def open_inbox(self) -> Inbox:
+    def open_inbox(self, port: int = 0) -> Inbox:
         server = self._context.socket(zmq.PULL)
         self._configure(server, ipv6=":" in self._bind_host)
         server.rcvhwm = _QUEUED_MESSAGES
         server.maxmsgsize = _MAX_FRAME_BYTES
-        if self._encrypt:
-            server.curve_server = True
-            server.curve_secretkey = self._keys.secret_key.encode()
-        else:
-            server.plain_server = True
-        try:
-            server.bind(f"tcp://{_bracketed(self._bind_host)}:*")
-        except zmq.ZMQError as error:
-            server.close()
-            raise ConfigError(f"cannot listen on {self._bind_host}: {error}") from error
-        port = server.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
-        endpoint = f"tcp://{_bracketed(self._advertised_host)}:{port}"
-        address = PeerAddress(name=self._name, endpoint=endpoint, public_key=self.public_key)
-        inbox = ZmqInbox(server, address, self._admissions)
+        self._prove_identity(server, encrypt=self._encrypt)
+        inbox = ZmqInbox(server, self._bind(server, port), self._admissions)
         self._remember(inbox)
         return inbox
 
+    def open_service(self, handler: Handler, port: int = 0) -> Service:
+        """As `Services` says. Calls are encrypted whatever messages are."""
+        server = self._context.socket(zmq.ROUTER)
+        self._configure(server, ipv6=":" in self._bind_host)
+        server.rcvhwm, server.sndhwm = service_server.QUEUED_CALLS, service_server.QUEUED_ANSWERS
+        server.maxmsgsize = service_server.MAX_FRAME_BYTES
+        server.linger = _LINGER_MS
+        server.zap_domain = SERVICES_DOMAIN.encode("ascii")
+        self._prove_identity(server, encrypt=True)
+        service = service_server.ZmqService(server, self._bind(server, port), handler, self._admissions)
+        self._remember(service)
+        return service
+
     def connect(self, peer: PeerAddress) -> Outbox:
         client = self._context.socket(zmq.PUSH)
-        self._configure(client, ipv6="[" in peer.endpoint)
         client.sndhwm = _QUEUED_MESSAGES
-        client.immediate = True  # queue for a live connection only, so that a missing peer is a timeout
-        client.linger = _LINGER_MS
         client.copy_threshold = _ZERO_COPY_BYTES
-        client.reconnect_ivl, client.reconnect_ivl_max = _RECONNECT_MS, _MAX_RECONNECT_MS
-        try:
-            self._identify(client, peer)
-            client.connect(peer.endpoint)
-        except (zmq.ZMQError, UnicodeEncodeError) as error:
-            client.close()
-            raise CommunicationError(
-                f"the address of {peer.name} is not usable ({peer.endpoint!r}): {error}", peer.name
-            ) from error
+        self._connect(client, peer, encrypt=self._encrypt)
+        client.linger = _LINGER_MS
         outbox = ZmqOutbox(client, peer, self._name)
         self._remember(outbox)
         return outbox
+
+    def connect_service(self, peer: PeerAddress) -> ServiceClient:
+        client = self._context.socket(zmq.DEALER)
+        client.maxmsgsize = service_client.MAX_FRAME_BYTES
+        self._connect(client, peer, encrypt=True)
+        asking = service_client.ZmqServiceClient(client, peer)
+        self._remember(asking)
+        return asking
 
     def admit(self, peer_name: str, public_key: str) -> None:
         self._admissions.admit(peer_name, public_key)
@@ -127,12 +130,13 @@ class ZmqTransport:
         if self._context.closed:
             return
         with self._lock:
-            for opened in self._opened:
-                opened.close()
+            opened = list(self._opened)
+        for each in opened:  # without the lock: a service waits for its handler, which may be connecting
+            each.close()
         self._admission_control.close()
         self._context.term()
 
-    def _remember(self, opened: ZmqInbox | ZmqOutbox) -> None:
+    def _remember(self, opened: _Opened) -> None:
         with self._lock:
             self._opened = [known for known in self._opened if not known.closed]
             self._opened.append(opened)
@@ -146,8 +150,43 @@ class ZmqTransport:
         sock.tcp_keepalive = 1
         sock.tcp_keepalive_idle, sock.tcp_keepalive_intvl, sock.tcp_keepalive_cnt = 10, 5, 3
 
-    def _identify(self, client: _Socket, peer: PeerAddress) -> None:
-        if self._encrypt:
+    def _prove_identity(self, server: _Socket, *, encrypt: bool) -> None:
+        if encrypt:
+            server.curve_server = True
+            server.curve_secretkey = self._keys.secret_key.encode()
+        else:
+            server.plain_server = True
+
+    def _bind(self, server: _Socket, port: int) -> PeerAddress:
+        """Return where others connect to. Raises ConfigError, and then the socket is closed."""
+        try:
+            server.bind(f"tcp://{_bracketed(self._bind_host)}:{port or '*'}")
+        except zmq.ZMQError as error:
+            server.close()
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError(f"port {port} is taken: something listens on {self._bind_host} there") from error
+            where = f"{self._bind_host}, port {port}" if port else self._bind_host
+            raise ConfigError(f"cannot listen on {where}: {error}") from error
+        bound_port = server.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
+        endpoint = f"tcp://{_bracketed(self._advertised_host)}:{bound_port}"
+        return PeerAddress(name=self._name, endpoint=endpoint, public_key=self.public_key)
+
+    def _connect(self, client: _Socket, peer: PeerAddress, *, encrypt: bool) -> None:
+        """Raises CommunicationError for what cannot be an address, and then the socket is closed."""
+        self._configure(client, ipv6="[" in peer.endpoint)
+        client.immediate = True  # queue for a live connection only, so that a missing peer is a timeout
+        client.reconnect_ivl, client.reconnect_ivl_max = _RECONNECT_MS, _MAX_RECONNECT_MS
+        try:
+            self._identify(client, peer, encrypt=encrypt)
+            client.connect(peer.endpoint)
+        except (zmq.ZMQError, UnicodeEncodeError) as error:
+            client.close()
+            raise CommunicationError(
+                f"the address of {peer.name} is not usable ({peer.endpoint!r}): {error}", peer.name
+            ) from error
+
+    def _identify(self, client: _Socket, peer: PeerAddress, *, encrypt: bool) -> None:
+        if encrypt:
             client.curve_publickey = self._keys.public_key.encode("ascii")
             client.curve_secretkey = self._keys.secret_key.encode("ascii")
             client.curve_serverkey = peer.public_key.encode("ascii")
@@ -262,6 +301,9 @@ class ZmqOutbox:
         except zmq.Again:
             return False
         return True
+
+
+_Opened = ZmqInbox | ZmqOutbox | service_server.ZmqService | service_client.ZmqServiceClient
 
 
 def _proven_key(frame: zmq.Frame) -> str:

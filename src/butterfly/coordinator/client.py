@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import threading
 import time
@@ -89,6 +90,24 @@ class CoordinatorClient:
 
     def status(self) -> ClusterStatus:
         return self._coordinator.status()
+
+    async def drain(self, worker: str) -> None:
+        """Agree that a worker leaves as soon as others hold its layers.
+
+        Raises InvalidRequestError for one that is not there, PlanError when the others cannot hold them.
+        """
+        agreed: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def command() -> None:
+            try:
+                self._coordinator.drain(worker)
+            except ButterflyError as error:
+                agreed.set_exception(error)
+            else:
+                agreed.set_result(None)
+
+        self._coordinator.post(command)
+        await asyncio.wrap_future(agreed)
 
     def stop(self, reason: str, timeout_s: float = 10.0) -> None:
         """End every request and the thread. Idempotent."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from msgspec.structs import replace
+
+from butterfly.coordinator.suspicion import Patience
+from butterfly.messages import PeerAddress
+from butterfly.scheduling import SchedulerConfig
 from butterfly.specs import (
     ComputeDType,
     ModelFootprint,
     ModelSpec,
+    Plan,
     PlanConstraints,
     PrefixReuse,
     Spec,
@@ -16,6 +22,8 @@ from butterfly.specs import (
     WeightFormat,
     WorkloadSpec,
 )
+
+BLOCK_SIZE = 16  # tokens: the unit of KV accounting
 
 
 class PipelineModel(Protocol):
@@ -49,5 +57,36 @@ class CoordinatorConfig(Spec, frozen=True):
     max_waiting_tokens: int = 1 << 20
     prefix_reuse: PrefixReuse = "all"
     target_ttft_s: float = 60.0  # requests that would wait longer for their prefill are refused
-    step_timeout_s: float = 300.0  # one step through all stages, longest prefill chunk included
+    patience: Patience = Patience()  # with late steps
     send_timeout_s: float = 5.0
+    blobs: PeerAddress | None = None  # where workers without the model's file get their tensors; None: all have it
+
+
+def constraints_among(
+    constraints: PlanConstraints, names: Collection[str], leaving: Collection[str]
+) -> PlanConstraints:
+    """What people ask of a plan, as far as it is about workers that are there and stay."""
+    staying = set(names) - set(leaving)
+    return replace(
+        constraints,
+        layers=tuple(pin for pin in constraints.layers if pin.node in staying),
+        exclude=tuple(name for name in names if name in constraints.exclude or name in leaving),
+    )
+
+
+def scheduler_config(config: CoordinatorConfig, plan: Plan, max_context: int) -> SchedulerConfig:
+    """What the scheduler may use under this plan. `max_context`: tokens of one request."""
+    # Each sequence may leave a part of its last block empty; without this the full context would not fit.
+    rounding = config.workload.concurrency * (BLOCK_SIZE - 1)
+    return SchedulerConfig(
+        num_slots=config.num_slots or len(plan.stages),
+        num_spare_slots=0 if config.num_slots else 1,
+        max_num_sequences=config.workload.concurrency,
+        kv_capacity_tokens=plan.kv_capacity_tokens + rounding,
+        block_size=BLOCK_SIZE,
+        max_context=max_context,
+        max_waiting_tokens=config.max_waiting_tokens,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        prefix_reuse=config.prefix_reuse,
+        target_ttft_s=config.target_ttft_s,
+    )

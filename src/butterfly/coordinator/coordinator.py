@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
@@ -17,35 +18,46 @@ from msgspec.structs import replace
 from butterfly import cluster
 from butterfly.cluster import ClusterState, Launcher
 from butterfly.communication import EpochGate, Inbox, Received, Transport
-from butterfly.coordinator.config import CoordinatorConfig, PipelineModel
-from butterfly.coordinator.measuring import Measuring, Outgoing
+from butterfly.coordinator.config import CoordinatorConfig, PipelineModel, constraints_among, scheduler_config
+from butterfly.coordinator.measurement import Measurement
 from butterfly.coordinator.pipeline import Pipeline
 from butterfly.coordinator.serving import Serving
-from butterfly.errors import CommunicationError, NotReadyError, PlanError, ProtocolError
+from butterfly.coordinator.starting import start_worker
+from butterfly.coordinator.suspicion import LateStep, Watch
+from butterfly.errors import (
+    CommunicationError,
+    InvalidRequestError,
+    LaunchError,
+    NotReadyError,
+    PlanError,
+    ProtocolError,
+)
 from butterfly.messages import (
     Echo,
     Failed,
     Heartbeat,
     Join,
+    Leave,
     LinksProbed,
     Loaded,
     LoadProgress,
     Ping,
     Probe,
-    Profile,
     Profiled,
     Result,
     Shutdown,
 )
 from butterfly.monitoring import Metrics, StepStatistics
 from butterfly.partitioning import plan as make_plan
-from butterfly.partitioning.token_speed import speed_at
-from butterfly.scheduling import Scheduler, SchedulerConfig
-from butterfly.specs import ClusterSpec, ClusterStatus, NodeSpec, Plan, StepResult
+from butterfly.partitioning import speed_at, trip_s
+from butterfly.scheduling import Scheduler
+from butterfly.specs import ClusterStatus, NodeSpec, Plan, Recovery, StepPlan, StepResult
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.2
-BLOCK_SIZE = 16  # tokens
+_STEP_SEND_S = 0.25  # then look around: a process that ended says more than a send that failed
+_GREETING_S = 0.2
+_REMEMBERED_MOVES = 8
 
 
 class Coordinator:
@@ -60,17 +72,24 @@ class Coordinator:
         config: CoordinatorConfig,
         state: ClusterState,
         metrics: Metrics,
+        revoked: Callable[[], Sequence[str]] = lambda: (),
     ) -> None:
+        """`revoked` tells of workers that were let in and may not stay, each once."""
         self._model, self._launcher, self._config, self._state = model, launcher, config, state
-        self._inbox = inbox
+        self._transport, self._inbox, self._revoked = transport, inbox, revoked
         self._pipeline = Pipeline(transport, inbox.address, config.send_timeout_s)
         self._gate = EpochGate()
         self._metrics = metrics
         self.statistics = StepStatistics()
-        self._measuring: Measuring | None = None
-        self._serving: Serving | None = None
-        self._is_issuing = False
+        self._measurement = Measurement(self._pipeline, inbox.address, model, config, self._handle)
+        self._watch = Watch(config.patience)
+        self._serving: Serving | None = None  # None: requests are refused
+        self._is_issuing = False  # else they are held
+        self._unsent: StepPlan | None = None  # a step that the first stage has not taken yet
         self._plan: Plan | None = None
+        self._recoveries: deque[Recovery] = deque(maxlen=_REMEMBERED_MOVES)
+        self._events: deque[cluster.Event] = deque()
+        self._is_handling = False
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopped = False
         self._lock = threading.Lock()  # no command may slip in between the last look at them and the end
@@ -128,10 +147,19 @@ class Coordinator:
 
     def serving(self) -> Serving:
         """The scheduler and its requests. Raises NotReadyError with the reason. Coordinator's thread only."""
-        if self._serving is None or not self._is_issuing:
+        if self._serving is None:
             detail = self._status.detail or "the model is still loading"
             raise NotReadyError(f"not ready: {detail}")
         return self._serving
+
+    def drain(self, worker: str) -> None:
+        """Coordinator's thread only. Raises InvalidRequestError or PlanError."""
+        try:
+            self._handle(cluster.DrainRequested(now_s=time.monotonic(), worker=worker))
+        except ValueError as error:
+            raise InvalidRequestError(str(error), "worker") from error
+        if refusal := self._state.drain_refusal(worker):
+            raise PlanError(refusal)
 
     def _run_commands(self) -> None:
         while True:
@@ -147,9 +175,11 @@ class Coordinator:
             return
         self._next_tick_s = now_s + _TICK_S
         self._notice_exits()
-        self._forget_lost_workers()  # those on standby: no action tells of them
-        if self._serving is not None:
-            self._check_step_deadline(self._serving, now_s)
+        for worker in self._revoked():
+            self._pipeline.forget(worker)
+            self._worker_failed(worker, "its key was revoked")
+        if self._serving is not None and self._is_issuing:
+            self._check_late_step(self._serving, now_s)
         if self._serving is not None:
             self._serving.expire(now_s)
             self._serving.check_when_idle()
@@ -158,33 +188,35 @@ class Coordinator:
 
     def _notice_exits(self) -> None:
         for ended in self._launcher.poll():
+            last_line = ended.output_tail.rpartition("\n")[2].removeprefix("error: ")
+            detail = last_line if (ended.returncode or 0) >= 0 else ""  # who is killed by a signal does not say why
+            now_s = time.monotonic()
             self._handle(
-                cluster.WorkerExited(
-                    now_s=time.monotonic(),
-                    worker=ended.name,
-                    returncode=ended.returncode,
-                    detail=ended.output_tail.rpartition("\n")[2].removeprefix("error: "),
-                )
+                cluster.WorkerExited(now_s=now_s, worker=ended.name, returncode=ended.returncode, detail=detail)
             )
 
     def _issue_steps(self, serving: Serving) -> None:
-        while (step := serving.next_step(time.monotonic())) is not None:
+        while self._is_issuing and (step := self._unsent or serving.next_step(time.monotonic())) is not None:
+            self._unsent = step
             try:
-                self._pipeline.send_step(step, self._gate.epoch)
+                self._pipeline.send_step(step, self._gate.epoch, _STEP_SEND_S)
             except CommunicationError as error:
-                self._notice_exits()  # a process that ended says more than a send that failed
-                if self._serving is not None:
+                self._notice_exits()
+                if self._is_issuing and serving.stalled_s(time.monotonic()) > self._config.send_timeout_s:
                     self._worker_failed(error.peer, str(error))
                 return
+            self._unsent = None
 
-    def _check_step_deadline(self, serving: Serving, now_s: float) -> None:
-        late = serving.oldest_step_age_s(now_s)
-        if late > self._config.step_timeout_s:
-            self._worker_failed(
-                self._state.quietest_worker(),
-                f"a step did not come back within {self._config.step_timeout_s:g} s, and of the workers this one "
-                f"has been silent for longest; if the machine is only slow, raise --step-timeout",
-            )
+    def _check_late_step(self, serving: Serving, now_s: float) -> None:
+        step, stalled_s = serving.oldest_step(), serving.stalled_s(now_s)
+        measured = self._state.cluster
+        if step is None or measured is None or self._plan is None or stalled_s < self._config.patience.late_s:
+            return
+        expected_s = trip_s(self._plan, self._model.footprint, measured, max(1, step.num_tokens))
+        stages = [stage.worker for stage in self._plan.stages]
+        suspect = self._watch.suspect(stages, now_s, LateStep(step.step_id, stalled_s, expected_s))
+        if suspect is not None:
+            self._worker_failed(suspect.worker, suspect.reason)
 
     def _receive(self, timeout_s: float) -> None:
         try:
@@ -208,12 +240,15 @@ class Coordinator:
             self._finish_step(message)
         elif isinstance(message, Heartbeat):
             resident, kv_used = message.resident_bytes, message.kv_used_bytes
+            self._watch.hear(sender, now_s, message.last_step_id if message.epoch == self._gate.epoch else 0)
             self._metrics.worker_beat(sender, resident_bytes=resident, kv_used_bytes=kv_used)
             self._handle(cluster.WorkerBeat(now_s=now_s, worker=sender, resident_bytes=resident, kv_used_bytes=kv_used))
         elif isinstance(message, Join):
             self._join(message, sender, now_s)
+        elif isinstance(message, Leave):
+            self._handle(cluster.WorkerLeft(now_s=now_s, worker=sender, reason=message.reason))
         elif isinstance(message, Profiled | LinksProbed):
-            self._take_measured(message, sender)
+            self._measurement.take(message, sender)
         elif isinstance(message, Probe):
             self._pipeline.try_send(sender, Echo(epoch=message.epoch, number=message.number))
         elif isinstance(message, LoadProgress):
@@ -225,33 +260,34 @@ class Coordinator:
         elif isinstance(message, Loaded):
             self._handle(cluster.WorkerLoaded(now_s=now_s, worker=sender, weight_bytes=message.weight_bytes))
         elif isinstance(message, Failed):
-            self._worker_failed(sender, message.reason, out_of_memory=message.out_of_memory)
+            self._take_failure(message, sender)
         else:
             raise ProtocolError(f"{sender} sent a {type(message).__name__}, which a coordinator never receives", sender)
 
     def _join(self, join: Join, sender: str, now_s: float) -> None:
         is_new = self._pipeline.admit(join, sender)
-        self._pipeline.try_send(sender, Ping(epoch=self._gate.epoch))
+        self._pipeline.try_send(sender, Ping(epoch=self._gate.epoch), _GREETING_S)
         if is_new:
+            self._watch.hear(sender, now_s)
             node = NodeSpec(
                 name=sender,
                 memory_bytes=join.memory_bytes,
                 memory_bandwidth_bytes_per_s=join.memory_bandwidth_bytes_per_s,
                 device=join.device,
             )
-            self._handle(cluster.WorkerJoined(now_s=now_s, worker=sender, node=node, host=join.host, pid=join.pid))
+            self._handle(
+                cluster.WorkerJoined(
+                    now_s=now_s, worker=sender, node=node, host=join.host, pid=join.pid, last_epoch=join.last_epoch
+                )
+            )
 
-    def _take_measured(self, answer: Profiled | LinksProbed, sender: str) -> None:
-        measuring = self._measuring
-        if measuring is None:
-            _log.debug("dropped a late %s of %s", type(answer).__name__, sender)
-            return
-        try:
-            outgoing = measuring.take(answer, sender)
-        except ProtocolError as error:  # dropping it would leave everybody waiting
-            self._worker_failed(sender, str(error))
-            return
-        self._go_on_measuring(measuring, outgoing)
+    def _take_failure(self, failed: Failed, sender: str) -> None:
+        """A worker that cannot hand on says whom it does not reach: that one is more likely to be gone."""
+        stages = {stage.worker for stage in self._plan.stages} if self._plan else set()
+        if failed.unreachable_peer in stages:
+            self._worker_failed(failed.unreachable_peer, f"does not take what {sender} sends: {failed.reason}")
+        else:
+            self._worker_failed(sender, failed.reason, out_of_memory=failed.out_of_memory)
 
     def _finish_step(self, result: Result) -> None:
         if self._serving is not None:
@@ -263,76 +299,84 @@ class Coordinator:
     # -------------------------------------------------------------------- events and actions
 
     def _worker_failed(self, worker: str, reason: str, *, out_of_memory: bool = False) -> None:
+        if all(worker != known.name for known in self._state.snapshot()):
+            return
         self._handle(
             cluster.WorkerFailed(now_s=time.monotonic(), worker=worker, reason=reason, out_of_memory=out_of_memory)
         )
 
     def _handle(self, event: cluster.Event) -> None:
-        """Tell the cluster state, and do what it says, in order."""
-        for action in self._state.handle(event):
-            self._act(action)
+        """Tell the cluster state, and do what it says, in order. What that causes comes after all of it."""
+        self._events.append(event)
+        if self._is_handling:
+            return
+        self._is_handling = True
+        try:
+            while self._events:
+                for action in self._state.handle(self._events.popleft()):
+                    self._act(action)
+        finally:
+            self._is_handling = False
+            self._events.clear()
         self._status = self._snapshot()
 
     def _act(self, action: cluster.Action) -> None:
         _log.debug("action: %s", type(action).__name__)
-        if isinstance(action, cluster.PingWorkers):
-            for worker in action.workers:
-                self._pipeline.try_send(worker, Ping(epoch=action.epoch))
-        elif isinstance(action, cluster.MeasureCluster):
-            self._measure(action.nodes)
-        elif isinstance(action, cluster.MakePlan):
-            self._make_plan(action.cluster)
-        elif isinstance(action, cluster.LoadStages):
-            self._load_stages(action.plan, action.epoch)
-        elif isinstance(action, cluster.StartServing):
-            self._start_serving()
-        elif isinstance(action, cluster.StopServing):
-            self._is_issuing = False
-        elif isinstance(action, cluster.FailRequests):
-            self._measuring = None
-            self._end_requests(action.reason)
-            self._forget_lost_workers()
-        elif isinstance(action, cluster.ShutDownWorkers):
-            for worker in action.workers:
-                self._pipeline.try_send(worker, Shutdown(epoch=self._gate.epoch, reason=action.reason))
+        match action:
+            case cluster.PingWorkers():
+                for worker in action.workers:
+                    self._pipeline.try_send(worker, Ping(epoch=action.epoch))
+            case cluster.MeasureCluster():
+                hosts = {worker.name: worker.host for worker in self._state.snapshot()}
+                self._measurement.begin(action, hosts, self._gate.epoch)
+            case cluster.MakePlan():
+                self._make_plan(action)
+            case cluster.LoadStages():
+                self._load_stages(action.plan, action.epoch)
+            case cluster.StartServing():
+                self._start_serving()
+            case cluster.HoldRequests():
+                self._hold(action.reason)
+            case cluster.StopServing():
+                self._is_issuing, self._unsent = False, None
+            case cluster.FailRequests():
+                self._measurement.stop()
+                self._end_requests(action.reason)
+            case cluster.ShutDownWorkers():
+                for worker in action.workers:
+                    self._pipeline.try_send(worker, Shutdown(epoch=self._gate.epoch, reason=action.reason), _GREETING_S)
+            case cluster.RestartWorker():
+                self._restart(action.worker)
+            case cluster.ForgetWorker():
+                self._forget(action.worker)
 
-    def _measure(self, nodes: tuple[NodeSpec, ...]) -> None:
-        if not self._config.measure:
-            self._handle(cluster.ClusterMeasured(now_s=time.monotonic(), cluster=ClusterSpec(nodes=nodes)))
-            return
-        layers, tensors = self._model.profile_tensors()
-        question = Profile(
-            epoch=self._gate.epoch,
-            model=self._model.spec,
-            layers=tuple(layers),
-            tensors=tuple(tensors),
-            dtype=self._config.dtype,
-            weights=self._config.weights,
-        )
-        hosts = {worker.name: worker.host for worker in self._state.snapshot()}
-        measuring = Measuring(nodes, hosts, self._pipeline.addresses, self._inbox.address, question)
-        self._measuring = measuring
-        self._go_on_measuring(measuring, measuring.start())
+    def _hold(self, reason: str) -> None:
+        _log.warning("%s", reason)
+        self._is_issuing, self._unsent = False, None
+        if self._serving is not None:
+            self._serving.hold()
 
-    def _go_on_measuring(self, measuring: Measuring, outgoing: Sequence[Outgoing]) -> None:
-        """Send what is to be asked next, and tell the cluster state whom we wait for, or what came out."""
+    def _restart(self, worker: str) -> None:
+        _log.warning("starting %s anew", worker)
         try:
-            for worker, message in outgoing:
-                self._pipeline.send(worker, message)
-        except CommunicationError as error:
-            self._worker_failed(error.peer, str(error))
-            return
-        waiting, now_s = measuring.waiting, time.monotonic()
-        if waiting is not None:
-            self._handle(cluster.MeasuringProgressed(now_s=now_s, workers=waiting.workers, what=waiting.what))
-            return
-        self._measuring = None
-        self._handle(cluster.ClusterMeasured(now_s=now_s, cluster=measuring.cluster()))
+            start_worker(worker, self._inbox.address, self._transport, self._launcher)
+        except LaunchError as error:
+            now_s = time.monotonic()
+            self._handle(cluster.WorkerExited(now_s=now_s, worker=worker, returncode=None, detail=str(error)))
 
-    def _make_plan(self, measured: ClusterSpec) -> None:
-        config = self._config
+    def _forget(self, worker: str) -> None:
+        """A lost worker that we started may only hang: its process must not keep the memory."""
+        self._measurement.forget(worker)
+        self._watch.forget(worker)
+        self._pipeline.forget(worker)
+        self._metrics.worker_lost(worker)
+        self._launcher.kill(worker)
+
+    def _make_plan(self, wanted: cluster.MakePlan) -> None:
+        names = {node.name for node in wanted.cluster.nodes}
+        constraints = constraints_among(self._config.constraints, names, wanted.exclude)
         try:
-            plan = make_plan(self._model.footprint, measured, config.workload, config.constraints)
+            plan = make_plan(self._model.footprint, wanted.cluster, self._config.workload, constraints)
         except PlanError as error:
             self._handle(cluster.PlanRefused(now_s=time.monotonic(), reason=str(error)))
             return
@@ -349,28 +393,12 @@ class Coordinator:
 
     def _start_serving(self) -> None:
         assert self._plan is not None
-        workload, max_context = self._config.workload, self._model.spec.max_context
-        # Each sequence may leave a part of its last block empty; without this the full context would not fit.
-        rounding = workload.concurrency * (BLOCK_SIZE - 1)
-        config = SchedulerConfig(
-            num_slots=self._config.num_slots or len(self._plan.stages),
-            num_spare_slots=0 if self._config.num_slots else 1,
-            max_num_sequences=workload.concurrency,
-            kv_capacity_tokens=self._plan.kv_capacity_tokens + rounding,
-            block_size=BLOCK_SIZE,
-            max_context=max_context,
-            max_waiting_tokens=self._config.max_waiting_tokens,
-            max_num_batched_tokens=self._config.max_num_batched_tokens,
-            prefix_reuse=self._config.prefix_reuse,
-            target_ttft_s=self._config.target_ttft_s,
-        )
-        self._serving = Serving(Scheduler(config), self._metrics, self.statistics)
+        config = scheduler_config(self._config, self._plan, self._model.spec.max_context)
+        if self._serving is None:
+            self._serving = Serving(Scheduler(config), self._metrics, self.statistics)
+        else:
+            self._serving.resume(config, time.monotonic())
         self._is_issuing = True
-
-    def _forget_lost_workers(self) -> None:
-        for worker in self._state.snapshot():
-            if worker.phase == "lost":
-                self._metrics.worker_lost(worker.name)
 
     def _end_requests(self, reason: str) -> None:
         serving, self._serving = self._serving, None
@@ -380,6 +408,15 @@ class Coordinator:
     def _stop(self, reason: str) -> None:
         self._handle(cluster.StopRequested(now_s=time.monotonic(), reason=reason))
         self._stopped = True
+
+    def _note_recovery(self) -> tuple[Recovery, ...]:
+        """The last moves, with what is now known of the newest."""
+        newest = self._state.recovery
+        if newest is not None:
+            if self._recoveries and self._recoveries[-1].noticed_s == newest.noticed_s:
+                self._recoveries.pop()
+            self._recoveries.append(newest)
+        return tuple(self._recoveries)
 
     def _snapshot(self) -> ClusterStatus:
         counts = self._serving.counts if self._serving else None
@@ -395,4 +432,5 @@ class Coordinator:
             kv_kept_tokens=counts.kept_tokens if counts else 0,
             detail=self._state.detail,
             cluster=self._state.cluster,
+            recoveries=self._note_recovery(),
         )

@@ -4,6 +4,9 @@
 2. The workers are introduced to one another, and one after the other measures its links to all others and to the
    coordinator, which only has to echo.
 
+Nodes that are known already, and may be serving, are introduced to the new ones and echo; nothing else is asked of
+them. A link from one of them to a new one is taken to be what the way back is.
+
 No sockets and no clock here: messages go out and answers come in as values.
 """
 
@@ -39,7 +42,8 @@ class Waiting(NamedTuple):
 class Measuring:
     """The measurement of one cluster. `start`, then `take` each answer; after each, send what they return.
 
-    `hosts` says which workers share a machine, `question` what each is asked to profile.
+    `hosts` says which workers share a machine, `question` what each is asked to profile, `known` who was measured
+    before.
     """
 
     def __init__(
@@ -49,9 +53,12 @@ class Measuring:
         addresses: Mapping[str, PeerAddress],
         home: PeerAddress,
         question: Profile,
+        known: ClusterSpec = ClusterSpec(nodes=()),  # noqa: B008 - frozen
     ) -> None:
         self._nodes, self._addresses, self._home, self._question = tuple(nodes), addresses, home, question
+        self._known = known
         self._names = tuple(node.name for node in nodes)
+        self._everybody = (*(node.name for node in known.nodes), *self._names)
         by_host: dict[str, deque[str]] = {}
         for name in self._names:
             by_host.setdefault(hosts[name], deque()).append(name)
@@ -72,7 +79,10 @@ class Measuring:
     def cluster(self) -> ClusterSpec:
         """What was measured, once nobody is waited for."""
         nodes = tuple(replace(node, profile=self._profiles[node.name]) for node in self._nodes)
-        return ClusterSpec(nodes=nodes, links=tuple(link for name in self._names for link in self._links[name]))
+        links = [link for name in self._names for link in self._links[name]]
+        known = {node.name for node in self._known.nodes}
+        back = [replace(link, source=link.target, target=link.source) for link in links if link.target in known]
+        return ClusterSpec(nodes=(*self._known.nodes, *nodes), links=(*self._known.links, *back, *links))
 
     def start(self) -> list[Outgoing]:
         return [Outgoing(host[0], self._question) for host in self._unprofiled]
@@ -94,8 +104,10 @@ class Measuring:
 
     def _introductions(self) -> list[Outgoing]:
         epoch = self._question.epoch
-        everybody = [Outgoing(name, Introduce(epoch=epoch, peers=self._peers(name))) for name in self._names]
-        return [*everybody, self._ask_for_links()]
+        new = tuple(self._addresses[name] for name in self._names)
+        to_known = [Outgoing(node.name, Introduce(epoch=epoch, peers=new)) for node in self._known.nodes]
+        to_new = [Outgoing(name, Introduce(epoch=epoch, peers=self._peers(name))) for name in self._names]
+        return [*to_known, *to_new, self._ask_for_links()]
 
     def _ask_for_links(self) -> Outgoing:
         name = self._unprobed[0]
@@ -104,10 +116,10 @@ class Measuring:
     def _links_probed(self, answer: LinksProbed, sender: str) -> list[Outgoing]:
         if self.waiting != Waiting((sender,), "links") or answer.worker != sender:
             raise ProtocolError(f"{sender} sent links of {answer.worker} that nobody asked for", sender)
-        check_links(answer.links, [COORDINATOR, *(name for name in self._names if name != sender)], sender)
+        check_links(answer.links, [COORDINATOR, *(name for name in self._everybody if name != sender)], sender)
         self._unprobed.popleft()
         self._links[sender] = answer.links
         return [self._ask_for_links()] if self._unprobed else []
 
     def _peers(self, name: str) -> tuple[PeerAddress, ...]:
-        return tuple(self._addresses[other] for other in self._names if other != name)
+        return tuple(self._addresses[other] for other in self._everybody if other != name)

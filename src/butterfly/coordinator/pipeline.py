@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from butterfly.communication import Outbox, Transport
 from butterfly.coordinator.config import CoordinatorConfig, PipelineModel
-from butterfly.errors import CommunicationError, ProtocolError
-from butterfly.messages import PROTOCOL_VERSION, Join, Load, Message, PeerAddress, Step
+from butterfly.errors import CommunicationError, PeerLostError, ProtocolError
+from butterfly.messages import PROTOCOL_VERSION, Dismiss, Introduce, Join, Load, Message, PeerAddress, Step
 from butterfly.specs import Plan, StagePlan, StepPlan
 
 _log = logging.getLogger(__name__)
+
+_MANNERS_S = 0.2
 
 
 class Pipeline:
@@ -22,6 +24,7 @@ class Pipeline:
         self._send_timeout_s = send_timeout_s
         self._inboxes: dict[str, PeerAddress] = {}
         self._outboxes: dict[str, Outbox] = {}
+        self._blobs: dict[str, PeerAddress] = {}  # workers that give bytes to their peers
         self._first_stage = ""
 
     def admit(self, join: Join, sender: str) -> bool:
@@ -39,9 +42,26 @@ class Pipeline:
             )
         if self._inboxes.get(sender) == join.inbox:
             return False
+        self._close(sender)
         self._inboxes[sender] = join.inbox
         self._outboxes[sender] = self._transport.connect(join.inbox)
+        if join.blobs is not None:
+            self._blobs[sender] = join.blobs
         return True
+
+    def forget(self, worker: str) -> None:
+        """Hear and tell this worker nothing any more, until its key is admitted again; nor shall the others."""
+        self._transport.expel(worker)
+        self._close(worker)
+        for other in self._outboxes:
+            self.try_send(other, Dismiss(epoch=0, workers=(worker,)))
+
+    def _close(self, worker: str) -> None:
+        self._inboxes.pop(worker, None)
+        self._blobs.pop(worker, None)
+        outbox = self._outboxes.pop(worker, None)
+        if outbox is not None:
+            outbox.close()
 
     @property
     def addresses(self) -> Mapping[str, PeerAddress]:
@@ -51,9 +71,17 @@ class Pipeline:
     def load(self, plan: Plan, epoch: int, model: PipelineModel, config: CoordinatorConfig) -> None:
         """Tell every worker of the plan which stage it is. Raises CommunicationError naming the worker."""
         self._first_stage = plan.stages[0].worker
+        if config.blobs is not None:
+            self._introduce(plan)
         for index, stage in enumerate(plan.stages):
             message = self._load_message(plan.stages, index, epoch, model, config)
             self.send(stage.worker, message)
+
+    def _introduce(self, plan: Plan) -> None:
+        """Let everybody give its tensors to those who are about to load."""
+        for worker in self._blobs:
+            peers = tuple(self._inboxes[stage.worker] for stage in plan.stages if stage.worker != worker)
+            self.try_send(worker, Introduce(epoch=0, peers=peers), _MANNERS_S)
 
     def _load_message(
         self, stages: Sequence[StagePlan], index: int, epoch: int, model: PipelineModel, config: CoordinatorConfig
@@ -71,22 +99,35 @@ class Pipeline:
             previous=self._inboxes[stages[index - 1].worker] if index else self._address,
             next=self._address if is_last else self._inboxes[stages[index + 1].worker],
             max_context=model.spec.max_context,
+            sources=self.sources(stage.worker, config.blobs),
         )
 
-    def send_step(self, step: StepPlan, epoch: int) -> None:
+    def sources(self, worker: str, home: PeerAddress | None) -> tuple[PeerAddress, ...]:
+        """Who may have the bytes of tensors: other workers first, since the coordinator has more to do."""
+        if home is None:
+            return ()
+        return (*(address for name, address in self._blobs.items() if name != worker), home)
+
+    def send_step(self, step: StepPlan, epoch: int, timeout_s: float) -> None:
         """Start a step. Raises PeerTimeoutError naming the first stage."""
-        self.send(self._first_stage, Step(epoch=epoch, plan=step))
+        self._outbox(self._first_stage).send(Step(epoch=epoch, plan=step), timeout_s=timeout_s)
 
     def send(self, worker: str, message: Message) -> None:
-        """Send a control message. Raises PeerTimeoutError naming the worker."""
-        self._outboxes[worker].send(message, timeout_s=self._send_timeout_s)
+        """Send a control message. Raises CommunicationError naming the worker."""
+        self._outbox(worker).send(message, timeout_s=self._send_timeout_s)
 
-    def try_send(self, worker: str, message: Message, timeout_s: float = 0.2) -> None:
+    def try_send(self, worker: str, message: Message, timeout_s: float = 0.0) -> None:
         """Send if the worker can be reached; silence is judged elsewhere, by its deadline."""
         try:
-            self._outboxes[worker].send(message, timeout_s=timeout_s)
+            self._outbox(worker).send(message, timeout_s=timeout_s)
         except CommunicationError as error:
             _log.debug("%s", error)
+
+    def _outbox(self, worker: str) -> Outbox:
+        outbox = self._outboxes.get(worker)
+        if outbox is None:
+            raise PeerLostError(f"there is no connection to {worker}", worker)
+        return outbox
 
     def close(self) -> None:
         for outbox in self._outboxes.values():

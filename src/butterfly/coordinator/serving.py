@@ -9,7 +9,7 @@ from typing import NamedTuple
 from butterfly.coordinator.request_streams import RequestStream
 from butterfly.errors import InvalidRequestError, OverloadedError, RequestError
 from butterfly.monitoring import BusyShare, Metrics, RefusalReason, StepStatistics
-from butterfly.scheduling import InvariantError, Scheduler, SchedulerCounts
+from butterfly.scheduling import InvariantError, Scheduler, SchedulerConfig, SchedulerCounts
 from butterfly.specs import RequestOutput, StageTiming, StepPlan, StepResult
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Serving:
         self._is_checked = True  # the books, since the last step
         self._streams: dict[str, RequestStream] = {}
         self._sent: dict[int, _InFlight] = {}  # by the steps' ids
+        self._last_result_s = 0.0
         self._finished: list[_Finished] = []  # steps that `settle` has still to tell of
         self.has_free_slot = True  # whether a result came since `next_step` last had nothing to give
 
@@ -105,7 +106,7 @@ class Serving:
         outputs = self._scheduler.update(result)
         if result.step_id not in self._sent:  # a worker repeats itself
             return
-        self.has_free_slot = True
+        self.has_free_slot, self._last_result_s = True, now_s
         step = self._sent.pop(result.step_id)
         self._finished.append(_Finished(step, result.timings, now_s, outputs))
 
@@ -122,8 +123,32 @@ class Serving:
             if step.plan.sequences and all(sequence.num_tokens == 1 for sequence in step.plan.sequences):
                 self._statistics.record(timings, total_s, _lone_context(step))
 
-    def oldest_step_age_s(self, now_s: float) -> float:
-        return max((now_s - step.sent_s for step in self._sent.values()), default=0.0)
+    def oldest_step(self) -> StepPlan | None:
+        """The step that should come back next; None when none is under way."""
+        oldest = self._oldest()
+        return None if oldest is None else oldest.plan
+
+    def stalled_s(self, now_s: float) -> float:
+        """How long nothing has come back while steps are under way."""
+        oldest = self._oldest()
+        return 0.0 if oldest is None else now_s - max(oldest.sent_s, self._last_result_s)
+
+    def _oldest(self) -> _InFlight | None:
+        return next(iter(self._sent.values()), None)  # in the order of sending
+
+    def hold(self) -> None:
+        """Forget the steps under way: their stages are gone or about to be. Requests keep the tokens they have."""
+        self.settle()
+        self._sent.clear()
+        self._scheduler.requeue_all()
+        self.has_free_slot = False
+        self._report_queue()
+
+    def resume(self, config: SchedulerConfig, now_s: float) -> None:
+        """Go on with stages that hold nothing yet: prefill brings every request to where it was."""
+        self._deliver(self._scheduler.resume(config), now_s)
+        self._last_result_s = now_s
+        self.has_free_slot = True
 
     def fail_all(self, reason: str, now_s: float) -> None:
         """End every request with an error."""

@@ -13,7 +13,7 @@ import msgspec
 
 from butterfly import models
 from butterfly.config import DEFAULT_CONTEXT, ClusterConfig
-from butterfly.coordinator import CoordinatorConfig
+from butterfly.coordinator import CoordinatorConfig, Patience
 from butterfly.embedded.watching import Watching
 from butterfly.errors import ConfigError, InfeasiblePlanError
 from butterfly.partitioning import plan as make_plan
@@ -62,6 +62,8 @@ def open_model(config: ClusterConfig, watching: Watching) -> models.Model:
 
 def free_memory_share(num_workers: int) -> int:
     """What one of the local workers may use when nothing was said, in bytes."""
+    if not num_workers:
+        return 0
     available = available_memory_bytes() * _MEMORY_SHARE - num_workers * _PROCESS_BYTES
     return max(0, int(available / num_workers))
 
@@ -102,7 +104,8 @@ def choose_weights(config: ClusterConfig, model: models.Model, memory_bytes: Map
 
     def check(weights: WeightFormat) -> WeightFormat:
         held = models.with_weights(model, config.dtype, weights)
-        check_it_fits(held, memory_bytes, workload, config.constraints)
+        if not config.is_open:  # else it may fit on what others bring
+            check_it_fits(held, memory_bytes, workload, config.constraints)
         return weights
 
     if config.weights != "auto":
@@ -122,7 +125,7 @@ def memory_options(memory_bytes: Mapping[str, int]) -> dict[str, Sequence[str]]:
 
 def worker_command(config: ClusterConfig) -> Sequence[str]:
     """How any local worker is started: its share of the cores is explicit, as its memory will be."""
-    num_threads = config.num_threads or max(1, len(os.sched_getaffinity(0)) // config.num_workers)
+    num_threads = config.num_threads or max(1, len(os.sched_getaffinity(0)) // max(1, config.num_workers))
     return [
         *(sys.executable, "-m", "butterfly", "worker", "--invitation", "-"),
         *("--device", config.device, "--threads", str(num_threads)),
@@ -155,7 +158,7 @@ def coordinator_config(config: ClusterConfig, model: models.Model, weights: Weig
         max_num_batched_tokens=config.max_num_batched_tokens,
         prefix_reuse=_prefix_reuse(config, weights),
         target_ttft_s=config.target_ttft_s,
-        step_timeout_s=config.step_timeout_s,
+        patience=Patience(most_s=config.step_timeout_s),
     )
 
 

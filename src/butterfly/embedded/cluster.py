@@ -7,14 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
+import msgspec
+
 from butterfly import models
-from butterfly.cluster import ClusterState, Deadlines, Launcher, LocalLauncher
-from butterfly.communication import KeyPair, Transport, ZmqTransport
+from butterfly.cluster import ClusterState, Deadlines, LocalLauncher
+from butterfly.communication import KeyPair, ZmqTransport
+from butterfly.communication.identity import CoordinatorState
 from butterfly.config import ClusterConfig
 from butterfly.coordinator import Coordinator, CoordinatorClient
+from butterfly.coordinator.starting import start_worker
 from butterfly.embedded.building import (
     PipelineModel,
     choose_weights,
@@ -24,13 +28,15 @@ from butterfly.embedded.building import (
     worker_command,
     worker_memory_bytes,
 )
+from butterfly.embedded.door import open_door, told_host
 from butterfly.embedded.watching import Watching, unwatched
 from butterfly.errors import LaunchError
+from butterfly.folders import state_folder
 from butterfly.grammars import GrammarCompiler
-from butterfly.messages import Invitation, PeerAddress
 from butterfly.monitoring import Metrics, StepStatistics
 from butterfly.specs import ClusterStatus, WeightFormat
 
+COORDINATOR = "coordinator"
 _LOOK_S = 0.05  # between two looks at a cluster that comes up
 
 
@@ -45,6 +51,7 @@ class EmbeddedCluster:
     statistics: StepStatistics
     watching: Watching
     weights: WeightFormat
+    join_line: str = field(default="", repr=False)  # for other machines; has a secret
 
     def wait_until_ready(self) -> ClusterStatus:
         """Wait until every stage is loaded, watched. Raises LaunchError with the reason when that fails."""
@@ -77,9 +84,14 @@ def embedded_cluster(config: ClusterConfig, watching: Watching = unwatched) -> I
     with ExitStack() as stack:
         ending = _QuietEnding()
         stack.callback(ending.over)
-        transport = ZmqTransport("coordinator", KeyPair.generate(), config.listen_host, encrypt=config.encrypt)
+        state = CoordinatorState(state_folder()) if config.is_open else None
+        keys = state.keys if state else KeyPair.generate()
+        host, told = config.listen_host, told_host(config.listen_host)
+        transport = ZmqTransport(COORDINATOR, keys, host, encrypt=config.encrypt, advertised_host=told)
         stack.callback(transport.close)
-        inbox = transport.open_inbox()
+        inbox = transport.open_inbox(config.listen_port + 1 if config.is_open else 0)
+        door = stack.enter_context(open_door(config, state, transport, inbox, model)) if state else None
+        settings = msgspec.structs.replace(settings, blobs=door.blobs if door else None)
         launcher = stack.enter_context(LocalLauncher(worker_command(config), prefixes, memory_options(memory_bytes)))
         metrics = Metrics()
         coordinator = Coordinator(
@@ -88,8 +100,14 @@ def embedded_cluster(config: ClusterConfig, watching: Watching = unwatched) -> I
             transport,
             inbox,
             settings,
-            ClusterState(names, time.monotonic(), Deadlines(heartbeat_timeout_s=config.heartbeat_timeout_s)),
+            ClusterState(
+                names,
+                time.monotonic(),
+                Deadlines(heartbeat_timeout_s=config.heartbeat_timeout_s),
+                is_open=config.is_open,
+            ),
             metrics,
+            revoked=door.revoked if door else lambda: (),
         )
         for name in names:
             start_worker(name, inbox.address, transport, launcher)
@@ -100,16 +118,8 @@ def embedded_cluster(config: ClusterConfig, watching: Watching = unwatched) -> I
         stack.callback(client.stop, "the server stopped")
         client.start()
         stack.callback(ending.begins)
-        yield EmbeddedCluster(model, client, grammars, metrics, coordinator.statistics, watching, weights)
-
-
-def start_worker(name: str, coordinator: PeerAddress, transport: Transport, launcher: Launcher) -> None:
-    """Start a worker with keys made for this run: it proves its own, and knows ours."""
-    keys = KeyPair.generate()
-    transport.admit(name, keys.public_key)
-    launcher.start(
-        Invitation(name=name, coordinator=coordinator, public_key=keys.public_key, secret_key=keys.secret_key)
-    )
+        line = door.join_line if door else ""
+        yield EmbeddedCluster(model, client, grammars, metrics, coordinator.statistics, watching, weights, line)
 
 
 class _QuietEnding:

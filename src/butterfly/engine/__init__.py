@@ -1,6 +1,7 @@
 """The engine: one stage of a model on one device.
 
-Promises: `Stage(model, stage_plan, tensors, device, dtype)` materialises exactly the given tensors;
+Promises: `Stage(model, stage_plan, tensors, device, dtype)` materialises exactly the given tensors, and of
+a stage before it takes over what is the same, so that only what is missing is read (`Loading`);
 `Stage.run(step, hidden) -> hidden or Answer`. A step first drops the sequences it releases, then begins those it
 adopts with cached tokens of others, then computes; it may have no tokens at all. In bfloat16 on a CPU a request's
 tokens and logprobs have the same bits whatever else is in the batch, however its prompt was chunked, however many
@@ -21,6 +22,6 @@ are data (`butterfly.models.families`).
 from butterfly.engine.device import resolve_device
 from butterfly.engine.head import Answer
 from butterfly.engine.layer_samples import LayerSamples
-from butterfly.engine.stage import Stage
+from butterfly.engine.stage import Loading, Stage
 
-__all__ = ["Answer", "LayerSamples", "Stage", "resolve_device"]
+__all__ = ["Answer", "LayerSamples", "Loading", "Stage", "resolve_device"]

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from butterfly.engine.decoder import DecoderLayer
 from butterfly.engine.device import TORCH_DTYPES
-from butterfly.engine.stage import Progress, Stage
+from butterfly.engine.stage import Loading, Progress, Stage
 from butterfly.specs import ComputeDType, ModelSpec, StagePlan, TensorEntry, WeightFormat
 
 _ROW_MULTIPLE = 64  # of the packed kernels
@@ -43,7 +43,7 @@ class LayerSamples:
 
         def load(start: int, end: int, entries: Sequence[TensorEntry]) -> Stage:
             plan = _plan(start, end, head=not end)
-            return Stage(model, plan, entries, device=device, dtype=dtype, weights=weights, progress=progress)
+            return Stage(model, plan, entries, device=device, dtype=dtype, weights=weights, loading=Loading(progress))
 
         self._body = load(layer, layer + 1, of_layer)
         self._head = load(0, 0, of_head) if of_head else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import dataclass
 
 import torch
 
@@ -14,12 +15,24 @@ from butterfly.engine.embedding import Embedding
 from butterfly.engine.head import Answer, Head
 from butterfly.engine.kv_cache import KVCache
 from butterfly.engine.linear import LinearLoader
-from butterfly.engine.rope import Rope
+from butterfly.engine.parts import Parts, Recipe, StageTensors, Tensors, group_tensors
 from butterfly.engine.tensor_data import TensorFiles
 from butterfly.errors import ModelFormatError, ProtocolError
 from butterfly.specs import ComputeDType, ModelSpec, StagePlan, StepPlan, TensorEntry, WeightFormat
 
-Progress = Callable[[int, int], None]  # stored bytes converted so far, in all
+Progress = Callable[[int, int], None]  # stored bytes that are done with, in all
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a stage comes by its weights."""
+
+    progress: Progress = lambda done, total: None
+    locate: Callable[[Sequence[TensorEntry]], Sequence[TensorEntry]] = lambda tensors: tensors
+    """Where the bytes of these tensors are on this machine. Asked once, for those that are not held already."""
+    previous: Stage | None = None
+    """Given up: its layers and ends that are wanted again are taken over, all else is freed, and it never runs again.
+    When loading fails, it holds what is there by then, and can be the `previous` of another try."""
 
 
 class Stage:
@@ -38,21 +51,29 @@ class Stage:
         device: torch.device,
         dtype: ComputeDType,
         weights: WeightFormat = "int4",
-        progress: Progress = lambda done, total: None,
+        loading: Loading = Loading(),
     ) -> None:
-        """Materialise the tensors of this stage. Raises ModelFormatError, ModelNotFoundError."""
+        """Materialise the tensors of this stage. Raises ModelFormatError, ModelNotFoundError.
+
+        A tensor is known again by its whole entry, as it is given here; `loading.locate` may find its bytes elsewhere.
+        """
         self.model, self.plan = model, stage
         self.device, self.dtype = device, TORCH_DTYPES[dtype]
-        self._files = TensorFiles()
-        by_name = {entry.name: entry for entry in tensors}
-        loader = LinearLoader(self._files, device, self.dtype, weights)
-        self._ropes = [Rope(spec, device) for spec in model.ropes]
+        self._is_given_up = False
+        recipe, previous = Recipe(model, device, self.dtype, weights), loading.previous
         try:
-            layers = self._load(by_name, loader, _Reporter(tensors, progress))
+            wanted = group_tensors(stage, tensors)
+            self._parts = Parts(recipe) if previous is None else previous._give_up(recipe, wanted)
+            self._load(wanted, loading)
         except KeyError as error:
             raise ModelFormatError(f"tensor {error.args[0]} is missing from the model") from error
+        if previous is not None:
+            previous._parts = Parts(recipe)
         return_free_memory()
-        self._hold(layers)
+        self._ropes = self._parts.ropes
+        self._embedding = self._parts.embeddings.get(wanted.embedding)
+        self._head = self._parts.heads.get(wanted.head)
+        self._hold([self._parts.layers[layer] for layer in wanted.layers])
 
     def with_layers(self, layers: Sequence[DecoderLayer]) -> Stage:
         """For measuring: this stage with other layers in place of its own and an empty cache; all else is shared."""
@@ -72,21 +93,37 @@ class Stage:
             dtype=self.dtype,
         )
 
-    def _load(self, tensors: dict[str, TensorEntry], loader: LinearLoader, report: _Reporter) -> Sequence[DecoderLayer]:
-        model, plan = self.model, self.plan
+    def _give_up(self, recipe: Recipe, wanted: StageTensors) -> Parts:
+        """Let go of all but the parts that a stage of this recipe wants, and return those."""
+        self._is_given_up = True
         self._embedding = self._head = None
-        if plan.embedding:
-            entry = tensors["embedding"]
-            self._embedding = Embedding(self._files, entry, model.embedding_scale, self.device, self.dtype)
-        layers: list[DecoderLayer] = []
-        for index in range(plan.start, plan.end):
-            layers.append(DecoderLayer(model, index, self._ropes, tensors, loader))
-            report.loaded(f"layers.{index}.")
-        if plan.head:
-            norm = RMSNorm(loader.vector(tensors["output_norm"]), model.norm_eps)
-            self._head = Head(norm, loader.load_head(tensors["lm_head"]))
-        report.loaded("")
-        return layers
+        self._hold(())
+        if self._parts.recipe != recipe:
+            self._parts = Parts(recipe)
+        self._parts.drop_all_but(set(wanted.parts()))
+        return_free_memory()  # what comes may need it
+        return self._parts
+
+    def _load(self, wanted: StageTensors, loading: Loading) -> None:
+        """Make the parts that are not there yet."""
+        model, parts = self.model, self._parts
+        report = _Reporter(wanted, parts, loading.progress)
+        missing = [entry for tensors in wanted.parts() if tensors not in parts for entry in tensors]
+        found = {entry.name: entry for entry in loading.locate(missing)} if missing else {}
+        files = TensorFiles()
+        loader = LinearLoader(files, self.device, self.dtype, parts.recipe.weights)
+        if wanted.embedding and wanted.embedding not in parts:
+            embedding = Embedding(files, found["embedding"], model.embedding_scale, self.device, self.dtype)
+            parts.embeddings[wanted.embedding] = embedding
+            report.done(wanted.embedding)
+        for index, layer in enumerate(wanted.layers, self.plan.start):
+            if layer not in parts:
+                parts.layers[layer] = DecoderLayer(model, index, parts.ropes, found, loader)
+                report.done(layer)
+        if wanted.head and wanted.head not in parts:
+            norm = RMSNorm(loader.vector(found["output_norm"]), model.norm_eps)
+            parts.heads[wanted.head] = Head(norm, loader.load_head(found["lm_head"]))
+            report.done(wanted.head)
 
     @property
     def weight_bytes(self) -> int:
@@ -119,6 +156,7 @@ class Stage:
     @torch.inference_mode()
     def forward(self, step: StepPlan, hidden: torch.Tensor | None = None) -> torch.Tensor:
         """Drop, adopt, then run the decoder layers of this stage; return hidden states [tokens, hidden_size]."""
+        assert not self._is_given_up, "another stage took this one over"
         for sequence_id in step.released:
             self._kv.release(sequence_id)
         for adoption in step.adopted:
@@ -147,14 +185,18 @@ class Stage:
 
 
 class _Reporter:
-    """Turns "these tensors are done" into bytes of progress."""
+    """Turns "this part is done" into bytes of progress. What was taken over is done from the beginning."""
 
-    def __init__(self, tensors: Sequence[TensorEntry], progress: Progress) -> None:
-        self._waiting = {entry.name: entry.num_bytes for entry in tensors}
-        self._total = sum(self._waiting.values())
+    def __init__(self, wanted: StageTensors, held: Parts, progress: Progress) -> None:
+        self._total = sum(map(_stored_bytes, wanted.parts()))
+        self._done = sum(_stored_bytes(tensors) for tensors in wanted.parts() if tensors in held)
         self._progress = progress
+        progress(self._done, self._total)
 
-    def loaded(self, prefix: str) -> None:
-        for name in [name for name in self._waiting if name.startswith(prefix)]:
-            del self._waiting[name]
-        self._progress(self._total - sum(self._waiting.values()), self._total)
+    def done(self, tensors: Tensors) -> None:
+        self._done += _stored_bytes(tensors)
+        self._progress(self._done, self._total)
+
+
+def _stored_bytes(tensors: Tensors) -> int:
+    return sum(entry.num_bytes for entry in tensors)

@@ -30,7 +30,7 @@ class ClusterOptions(TypedDict, total=False):
     max_batched_tokens: int  # tokens of one step at most; 512
     encrypt: bool  # links between processes (CURVE); True
     step_timeout: float  # seconds that one step may take on all stages together; 300
-    heartbeat_timeout: float  # seconds of silence after which a worker is given up; 10
+    heartbeat_timeout: float  # seconds of silence after which a worker is given up; 2.5
 
 
 _AT_LEAST: dict[str, float] = {
@@ -43,7 +43,7 @@ _AT_LEAST: dict[str, float] = {
     "kv_tokens": 0,
     "max_batched_tokens": 1,
     "step_timeout": 1,
-    "heartbeat_timeout": 2,
+    "heartbeat_timeout": 1.5,
 }
 
 
@@ -71,7 +71,7 @@ def cluster_config(model: str, **options: Unpack[ClusterOptions]) -> ClusterConf
         encrypt=options.get("encrypt", True),
         num_slots=options.get("slots", 0),
         step_timeout_s=options.get("step_timeout", 300.0),
-        heartbeat_timeout_s=options.get("heartbeat_timeout", 10.0),
+        heartbeat_timeout_s=options.get("heartbeat_timeout", 2.5),
     )
 
 

@@ -43,7 +43,7 @@ class LLM:
         `model` is a path, alias, hub id or `random:...`; `progress` shows bars on a terminal while it is fetched and
         loaded; `options` are those of `ClusterOptions`: workers=1, device="auto", dtype="auto", threads=0,
         memory=None, context=0, max_sequences=8, slots=0, kv_tokens=0, prefix_reuse="auto", max_batched_tokens=512,
-        encrypt=True, step_timeout=300, heartbeat_timeout=10.
+        encrypt=True, step_timeout=300, heartbeat_timeout=2.5.
 
         Raises ConfigError (naming the option), ModelError, InfeasiblePlanError (the model does not fit) or
         LaunchError, and leaves nothing running.

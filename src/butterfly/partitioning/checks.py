@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import pairwise
-from math import isfinite
+from math import inf, isfinite
 
 from butterfly.errors import PlanError
 from butterfly.partitioning.costs import COORDINATOR
 from butterfly.specs import (
     ClusterSpec,
     ComputeProfile,
+    LinkSpec,
     ModelFootprint,
     NodeSpec,
     PlanConstraints,
@@ -92,6 +93,20 @@ def _check_links(cluster: ClusterSpec, names: Sequence[str]) -> None:
                 )
         if not (link.bandwidth_bytes_per_s > 0 and link.latency_s >= 0 and link.software_s >= 0):
             raise PlanError(f"link {link.source}-{link.target} needs a positive bandwidth and no negative latency")
+        _check_codecs(link)
+
+
+def _check_codecs(link: LinkSpec) -> None:
+    names = [codec.name for codec in link.codecs]
+    if "" in names or len(set(names)) != len(names):
+        raise PlanError(f"the codecs of link {link.source}-{link.target} need names, each its own: {names}")
+    for codec in link.codecs:
+        times = (codec.encode_s_per_byte, codec.decode_s_per_byte)
+        if not (0 < codec.ratio < inf and all(0 <= seconds < inf for seconds in times)):
+            raise PlanError(
+                f"codec {codec.name} of link {link.source}-{link.target} needs a ratio above 0, and times that are "
+                "not negative"
+            )
 
 
 def _check_constraints(constraints: PlanConstraints, names: Sequence[str], num_layers: int) -> None:

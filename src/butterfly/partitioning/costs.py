@@ -5,7 +5,7 @@ the head's on the last stage. Between measured points times are straight lines, 
 goes on. A node that was not profiled answers from its rates, with a bound:
 
     stage_s = max((weights + kv) / bandwidth, 2 * params * num_tokens / flops)
-    link_s  = latency + bytes / bandwidth
+    link_s  = latency + bytes / bandwidth, or with a codec latency + encode + fewer bytes / bandwidth + decode
 
 Where the arithmetic rate is not known, a pass over the weights serves about 32 rows in the time that reading them
 takes, and each further row adds its share (bf16 matrix products on a CPU: 0.82 ms for one row, 1.05 for 16, 2.1 for
@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from butterfly.specs import ClusterSpec, LinkSpec, ModelFootprint, NodeSpec, Plan, StagePlan, TimeTable
 
@@ -150,6 +151,32 @@ def hop_s(link: LinkSpec, num_bytes: int) -> float:
     return link_s(link, num_bytes) + link.software_s
 
 
+class Carried(NamedTuple):
+    """How hidden states cross a link."""
+
+    codec: str  # empty: plain
+    seconds: float  # to encode, send and decode them: all but the latency and the software at both ends
+    occupied_s: float  # until the next message may follow: the longest of the three
+
+
+def carry(link: LinkSpec, num_bytes: int) -> Carried:
+    """Return the quickest way to carry hidden states of so many bytes; of equally quick ones plain, then the first."""
+    plain_s = num_bytes / link.bandwidth_bytes_per_s
+    best = Carried("", plain_s, plain_s)
+    for codec in link.codecs:
+        encode_s, decode_s = num_bytes * codec.encode_s_per_byte, num_bytes * codec.decode_s_per_byte
+        sent_s = num_bytes * codec.ratio / link.bandwidth_bytes_per_s
+        seconds = encode_s + sent_s + decode_s
+        if seconds < best.seconds:
+            best = Carried(codec.name, seconds, max(encode_s, sent_s, decode_s))
+    return best
+
+
+def hidden_hop_s(link: LinkSpec, num_bytes: int) -> float:
+    """Seconds of a message with hidden states, software at both ends included. Token ids go plain: `hop_s`."""
+    return link.latency_s + carry(link, num_bytes).seconds + link.software_s
+
+
 def trip(workers: tuple[str, ...], model: ModelFootprint) -> tuple[tuple[str, str, int], ...]:
     """Return (source, target, bytes) of each hop of one decode token: out, from stage to stage, and back."""
     hidden = model.hidden_bytes_per_token
@@ -161,4 +188,6 @@ def trip_links(plan: Plan, model: ModelFootprint, cluster: ClusterSpec) -> tuple
     """Return the links that one decode token crosses under `plan`, in order, with the seconds of each."""
     hops = trip(tuple(stage.worker for stage in plan.stages), model)
     links = [(find_link(cluster, source, target), size) for source, target, size in hops]
-    return tuple((link, link_s(link, size)) for link, size in links)
+    between = tuple((link, link.latency_s + carry(link, size).seconds) for link, size in links[1:-1])
+    out, back = ((link, link_s(link, size)) for link, size in (links[0], links[-1]))
+    return (out, *between, back)

@@ -98,6 +98,9 @@ def _figures(plan: Plan) -> list[str]:
         f"objective {plan.objective}: {timed(plan.cost_s)} for {COST_NAMES[plan.objective]}, {quality}",
         f"bound by: {plan.binding}",
     ]
+    coded = [f"{stage.worker} in {stage.codec}" for stage in plan.stages if stage.codec]
+    if coded:
+        lines.append(f"hidden states of decode reach {', '.join(coded)}")
     if plan.pin_cost_s:
         lines.append(f"the constraints cost {timed(plan.pin_cost_s)} of that")
     return lines

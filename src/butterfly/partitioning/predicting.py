@@ -29,7 +29,8 @@ def predict(problem: Problem, placement: Placement, workload: WorkloadSpec, lowe
     prompt_tokens = max(1, min(workload.prompt_tokens, workload.context, problem.model.max_context))
     return Plan(
         stages=tuple(
-            msgspec.structs.replace(stage, predicted_hop_s=hop) for stage, hop in zip(stages, hops, strict=False)
+            msgspec.structs.replace(stage, predicted_hop_s=hop, codec=codec)
+            for stage, hop, codec in zip(stages, hops, _codecs(problem, stages), strict=False)
         ),
         predicted_tpot_s=sum(stage.predicted_compute_s for stage in stages) + sum(hops),
         bound_tpot_s=_bound_s(problem, stages),
@@ -51,9 +52,10 @@ def predict(problem: Problem, placement: Placement, workload: WorkloadSpec, lowe
 def hops_s(problem: Problem, stages: Sequence[StagePlan], num_tokens: int) -> list[float]:
     """Seconds of each hop of a decode step: to the first stage, from stage to stage, and back."""
     names = [costs.COORDINATOR, *(stage.worker for stage in stages), costs.COORDINATOR]
-    sizes = [problem.model.hidden_bytes_per_token * num_tokens] * (len(stages) + 1)
-    sizes[0] = sizes[-1] = costs.TOKEN_BYTES * num_tokens
-    return [costs.hop_s(problem.link(a, b), size) for (a, b), size in zip(pairwise(names), sizes, strict=True)]
+    links = [problem.link(a, b) for a, b in pairwise(names)]
+    ids, hidden = costs.TOKEN_BYTES * num_tokens, problem.model.hidden_bytes_per_token * num_tokens
+    between = [costs.hidden_hop_s(link, hidden) for link in links[1:-1]]
+    return [costs.hop_s(links[0], ids), *between, costs.hop_s(links[-1], ids)]
 
 
 def decode_stage_s(problem: Problem, stage: StagePlan, num_sequences: int, context: int | None = None) -> float:
@@ -70,7 +72,7 @@ def tokens_per_s(problem: Problem, stages: Sequence[StagePlan]) -> float:
     compute = [decode_stage_s(problem, stage, num_tokens) for stage in stages]
     names = [stage.worker for stage in stages]
     hidden = problem.model.hidden_bytes_per_token * num_tokens
-    carried = [hidden / problem.link(a, b).bandwidth_bytes_per_s for a, b in pairwise(names)]
+    carried = [costs.carry(problem.link(a, b), hidden).occupied_s for a, b in pairwise(names)]
     trip_s = sum(compute) + sum(hops_s(problem, stages, num_tokens))
     seconds = cost("throughput", trip_s, max(*compute, *carried, 0.0), len(stages), problem.concurrency)
     return 1 / float(seconds) if seconds else 0.0
@@ -84,7 +86,7 @@ def ttft_s(problem: Problem, stages: Sequence[StagePlan], prompt_tokens: int) ->
         size
         for size in sizes
         if size == min(sizes)
-        or max(_prefill_s(problem, stage, size, prompt_tokens // 2) for stage in stages) <= _MAX_STEP_S
+        or max(prefill_stage_s(problem, stage, size, prompt_tokens // 2) for stage in stages) <= _MAX_STEP_S
     ]
     return min(_flow_shop_s(problem, stages, prompt_tokens, size) for size in short)
 
@@ -102,17 +104,26 @@ def _flow_shop_s(problem: Problem, stages: Sequence[StagePlan], prompt_tokens: i
         ready_s = costs.hop_s(out, size * costs.TOKEN_BYTES)
         for i, stage in enumerate(stages):
             if i:
-                link = links[i - 1]
-                link_free_s[i - 1] = max(ready_s, link_free_s[i - 1]) + size * hidden / link.bandwidth_bytes_per_s
-                ready_s = link_free_s[i - 1] + link.latency_s + link.software_s
-            free_s[i] = max(ready_s, free_s[i]) + _prefill_s(problem, stage, size, start)
+                link, carried = links[i - 1], costs.carry(links[i - 1], size * hidden)
+                link_free_s[i - 1] = max(ready_s, link_free_s[i - 1]) + carried.occupied_s
+                coding_s = carried.seconds - carried.occupied_s
+                ready_s = link_free_s[i - 1] + coding_s + link.latency_s + link.software_s
+            free_s[i] = max(ready_s, free_s[i]) + prefill_stage_s(problem, stage, size, start)
             ready_s = free_s[i]
     last = _node(problem, stages[-1])
     back = problem.link(stages[-1].worker, costs.COORDINATOR)
     return ready_s + costs.head_s(last, problem.model, 1) + costs.hop_s(back, costs.TOKEN_BYTES)
 
 
-def _prefill_s(problem: Problem, stage: StagePlan, num_tokens: int, context: int) -> float:
+def _codecs(problem: Problem, stages: Sequence[StagePlan]) -> list[str]:
+    """What a batch of the objective goes to each stage in."""
+    hidden = problem.model.hidden_bytes_per_token * problem.num_tokens(len(stages))
+    between = [problem.link(a.worker, b.worker) for a, b in pairwise(stages)]
+    return ["", *(costs.carry(link, hidden).codec for link in between)]
+
+
+def prefill_stage_s(problem: Problem, stage: StagePlan, num_tokens: int, context: int) -> float:
+    """Seconds of a stage for so many tokens of one prompt, with `context` tokens before them."""
     layers = _layers_s(problem, stage, num_tokens, context, is_prompt=True)
     return costs.step_s(_node(problem, stage)) + layers
 

@@ -156,7 +156,10 @@ class Problem:
 
     def costs(self, num_stages: int) -> BatchCosts:
         """Times in a pipeline of so many stages: how many tokens a batch has depends on it."""
-        num_tokens = self.num_tokens(num_stages)
+        return self.costs_of(self.num_tokens(num_stages))
+
+    def costs_of(self, num_tokens: int) -> BatchCosts:
+        """Times of a batch of so many tokens."""
         if num_tokens not in self._costs:
             self._costs[num_tokens] = self._batch_costs(num_tokens)
         return self._costs[num_tokens]
@@ -219,8 +222,8 @@ class Problem:
             for b, target in enumerate(self.names):
                 if a != b:
                     link = self.link(source, target)
-                    hop_s[a, b] = costs.hop_s(link, hidden)
-                    occupied_s[a, b] = hidden / link.bandwidth_bytes_per_s
+                    hop_s[a, b] = costs.hidden_hop_s(link, hidden)
+                    occupied_s[a, b] = costs.carry(link, hidden).occupied_s
         return BatchCosts(
             layer_s=layer_s,
             step_s=numpy.array([costs.step_s(node) for node in nodes]),

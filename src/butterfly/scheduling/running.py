@@ -233,6 +233,14 @@ class RunningSequences:
         for sequence_id in list(self._prefixes.kept_ids()):
             self._release(sequence_id)
 
+    def start_afresh(self, config: SchedulerConfig) -> None:
+        """Go on with other stages, which hold nothing and need hear of nothing. Nothing may run or be kept."""
+        require(not self._sequences and not self._prefixes.num_kept, "sequences outlive their stages")
+        self._config = config
+        self._pool = BlockPool(config.num_blocks, config.block_size)
+        self._released.clear()
+        self._adopted.clear()
+
     def _release(self, sequence_id: int, *, known: bool = True) -> None:
         self._prefixes.forget(sequence_id)
         self._pool.release(sequence_id)

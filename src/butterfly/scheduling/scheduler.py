@@ -198,6 +198,28 @@ class Scheduler:
         for state in interrupted:
             self._waiting.push(state)
 
+    def resume(self, config: SchedulerConfig) -> list[RequestOutput]:
+        """After `requeue_all()`: go on under another plan, with stages that hold nothing yet.
+
+        Returns the ends of those requests that its KV cache can never hold.
+        """
+        self._config = config
+        self._running.start_afresh(config)
+        self._times = StageTimes()
+        capacity = config.num_blocks * config.block_size
+        too_long = [
+            state for state in self._unfinished.values() if state.num_prompt_tokens + state.max_tokens > capacity
+        ]
+        return [
+            self._end(
+                state,
+                "error",
+                f"prompt of {state.num_prompt_tokens} + max_tokens {state.max_tokens} tokens can never fit the "
+                f"KV cache of {capacity} tokens that the workers have now",
+            )
+            for state in too_long
+        ]
+
     def check_integrity(self) -> None:
         """Raise InvariantError unless the books balance: blocks, sequences, steps and requests."""
         self._running.check()

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from msgspec.structs import replace
+
 from butterfly import cluster as world
-from butterfly.errors import RequestError
-from butterfly.partitioning import costs, plan
+from butterfly.errors import PlanError, RequestError
+from butterfly.partitioning import plan as make_plan
 from butterfly.scheduling import Scheduler, SchedulerConfig
-from butterfly.simulation.devices import ModelledLink, ModelledStage
+from butterfly.simulation.devices import ModelledStage
 from butterfly.simulation.ledger import Ledger
-from butterfly.simulation.specs import (
-    FaultSpec,
-    SimulatedRequest,
-    SimulationConfig,
-    SimulationReport,
-    StageReport,
-)
-from butterfly.simulation.tokens import make_request, sampled_tokens
+from butterfly.simulation.pipeline import ModelledPipeline
+from butterfly.simulation.specs import SimulatedRequest, SimulationConfig, SimulationReport, StageReport
+from butterfly.simulation.tokens import make_request
 from butterfly.simulation.virtual_clock import VirtualClock
-from butterfly.specs import ClusterSpec, ModelFootprint, Plan, StageTiming, StepPlan, StepResult, WorkloadSpec
+from butterfly.simulation.workers import ModelledWorkers
+from butterfly.specs import ClusterSpec, ModelFootprint, Plan, RequestOutput, StepResult, WorkloadSpec
 
 
 def simulate(
@@ -32,9 +30,9 @@ def simulate(
 ) -> SimulationReport:
     """Serve `arrivals` until each has ended, and report. Same input, same report.
 
-    Joining and loading take no time. Raises InfeasiblePlanError when the model does not fit, ValueError
-    for two requests with one id or a fault of an unknown worker, TimeoutError when a request is still
-    open at the time limit.
+    Joining, measuring and planning take no time, nor does the first loading. Raises InfeasiblePlanError when the
+    model does not fit, ValueError for two requests with one id or a fault of an unknown worker, TimeoutError when a
+    request is still open at the time limit.
     """
     config = config or SimulationConfig()
     simulation = _Simulation(model, cluster, workload, tuple(arrivals), config)
@@ -56,31 +54,20 @@ class _Simulation:
         self._clock = VirtualClock()
         self._ledger = Ledger(arrivals)
         self._state = world.ClusterState([node.name for node in cluster.nodes], 0.0, config.deadlines)
-        self._serving = False
-        self._plan = plan(model, cluster, workload, config.constraints)
+        self._workers = ModelledWorkers(cluster, model, config, self._clock, self._tell)
+        self._plan = make_plan(model, cluster, workload, config.constraints)
         self._scheduler = Scheduler(_scheduler_config(self._plan, model, config))
-        nodes = {node.name: node for node in cluster.nodes}
-        self._stages = [
-            ModelledStage(stage, nodes[stage.worker], model, config.rows_per_weight_pass) for stage in self._plan.stages
-        ]
-        self._dead: set[str] = set()  # names of nodes
-        self._links = [ModelledLink(link) for link, _ in costs.trip_links(self._plan, model, cluster)]
+        self._pipeline: ModelledPipeline | None = None  # None: no steps are issued
+        self._has_served = False
+        self._stages: list[ModelledStage] = []  # of all plans
 
     def start(self) -> None:
         """Let every worker join and load, then book what is to come from outside."""
-        names = [node.name for node in self._cluster.nodes]
-        for node in self._cluster.nodes:
-            self._tell(world.WorkerJoined(now_s=0.0, worker=node.name, node=node))
-        for fault in self._config.faults:
-            if fault.worker not in names:
-                raise ValueError(f"a fault of worker {fault.worker}, which is not in the cluster")
-            self._clock.at(fault.at_s, partial(self._strike, fault))
+        self._workers.start()
         for arrival in self._arrivals:
             self._clock.at(arrival.arrival_s, partial(self._arrive, arrival))
             if arrival.abort_s is not None:
                 self._clock.at(arrival.abort_s, partial(self._abort, arrival.request_id))
-        for name in names:
-            self._clock.every(self._config.beat_interval_s, partial(self._beat, name))
         self._clock.every(self._config.tick_interval_s, self._tick)
 
     def run(self) -> SimulationReport:
@@ -94,17 +81,20 @@ class _Simulation:
         return SimulationReport(
             plan=self._plan,
             requests=requests,
-            stages=tuple(
-                StageReport(
-                    worker=stage.worker,
-                    busy_s=stage.busy_s,
-                    busy_share=stage.busy_s / makespan_s if makespan_s else 0.0,
-                )
-                for stage in self._stages
-            ),
+            stages=self._stage_reports(makespan_s),
             makespan_s=makespan_s,
             phase=self._state.phase,
             detail=self._state.detail,
+            recovery=self._state.recovery,
+        )
+
+    def _stage_reports(self, makespan_s: float) -> tuple[StageReport, ...]:
+        busy_s: dict[str, float] = {}
+        for stage in self._stages:
+            busy_s[stage.worker] = busy_s.get(stage.worker, 0.0) + stage.busy_s
+        return tuple(
+            StageReport(worker=worker, busy_s=seconds, busy_share=seconds / makespan_s if makespan_s else 0.0)
+            for worker, seconds in busy_s.items()
         )
 
     # ----------------------------------------------------------------------- the cluster's story
@@ -112,38 +102,72 @@ class _Simulation:
     def _tell(self, event: world.Event) -> None:
         """Give the cluster state an event and carry out its actions, as the coordinator does."""
         for action in self._state.handle(event):
-            match action:
-                case world.MeasureCluster():
-                    self._tell(world.ClusterMeasured(now_s=self._clock.now_s, cluster=self._cluster))
-                case world.MakePlan():
-                    self._tell(world.PlanMade(now_s=self._clock.now_s, plan=self._plan))
-                case world.LoadStages():
-                    for stage in action.plan.stages:
-                        self._tell(
-                            world.WorkerLoaded(
-                                now_s=self._clock.now_s, worker=stage.worker, weight_bytes=stage.weight_bytes
-                            )
-                        )
-                case world.StartServing():
-                    self._serving = True
-                case world.StopServing():
-                    self._serving = False
-                case world.FailRequests():
-                    for output in self._scheduler.fail_all(action.reason):
-                        self._ledger.record(output, self._clock.now_s)
-                case world.PingWorkers() | world.ShutDownWorkers():
-                    pass  # modelled workers need neither
+            self._act(action)
 
-    def _strike(self, fault: FaultSpec) -> None:
-        self._dead.add(fault.worker)
-        if fault.kind == "exit":
-            self._tell(world.WorkerExited(now_s=self._clock.now_s, worker=fault.worker, returncode=-9))
+    def _act(self, action: world.Action) -> None:
+        now_s = self._clock.now_s
+        match action:
+            case world.MeasureCluster():
+                self._tell(world.ClusterMeasured(now_s=now_s, cluster=self._measured(action)))
+            case world.MakePlan():
+                self._answer(action)
+            case world.LoadStages():
+                self._plan = action.plan
+                self._workers.load(action.plan, action.epoch)
+            case world.StartServing():
+                self._serve()
+            case world.HoldRequests() | world.StopServing():
+                self._close_pipeline()
+                self._scheduler.requeue_all()
+            case world.FailRequests():
+                self._record(self._scheduler.fail_all(action.reason))
+            case world.RestartWorker():
+                self._workers.restart(action.worker)
+            case world.PingWorkers() | world.ShutDownWorkers() | world.ForgetWorker():
+                pass  # modelled workers need none of them
 
-    def _beat(self, worker: str) -> bool:
-        if worker in self._dead:
-            return False
-        self._tell(world.WorkerBeat(now_s=self._clock.now_s, worker=worker, resident_bytes=0, kv_used_bytes=0))
-        return True
+    def _measured(self, question: world.MeasureCluster) -> ClusterSpec:
+        """What is known of a node does not change when it comes back."""
+        names = {node.name for node in (*question.nodes, *question.known.nodes)}
+        lost = {node.name for node in self._cluster.nodes} - names
+        return ClusterSpec(
+            nodes=tuple(node for node in self._cluster.nodes if node.name in names),
+            links=tuple(link for link in self._cluster.links if not lost & {link.source, link.target}),
+        )
+
+    def _answer(self, question: world.MakePlan) -> None:
+        now_s, constraints = self._clock.now_s, self._config.constraints
+        here = {node.name for node in question.cluster.nodes}
+        excluded = tuple(name for name in constraints.exclude if name in here)
+        constraints = replace(constraints, exclude=(*excluded, *question.exclude))
+        try:
+            plan = make_plan(self._model, question.cluster, self._workload, constraints)
+        except PlanError as error:
+            self._tell(world.PlanRefused(now_s=now_s, reason=str(error)))
+            return
+        self._tell(world.PlanMade(now_s=now_s, plan=plan))
+
+    def _serve(self) -> None:
+        self._close_pipeline()
+        self._pipeline = ModelledPipeline(
+            self._plan,
+            self._model,
+            self._cluster,
+            self._clock,
+            self._config.rows_per_weight_pass,
+            self._workers.dead,
+            self._finish,
+        )
+        self._stages += self._pipeline.stages
+        if self._has_served:
+            self._record(self._scheduler.resume(_scheduler_config(self._plan, self._model, self._config)))
+        self._has_served = True
+        self._issue_steps()
+
+    def _close_pipeline(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
 
     def _tick(self) -> bool:
         self._tell(world.Ticked(now_s=self._clock.now_s))
@@ -153,7 +177,7 @@ class _Simulation:
 
     def _arrive(self, arrival: SimulatedRequest) -> None:
         now_s = self._clock.now_s
-        if not self._serving:
+        if self._state.phase not in ("ready", "moving"):
             self._ledger.refuse(arrival.request_id, self._state.detail, now_s)
             return
         try:
@@ -164,44 +188,20 @@ class _Simulation:
 
     def _abort(self, request_id: str) -> None:
         self._scheduler.abort(request_id)
-        for output in self._scheduler.drain_outputs():
-            self._ledger.record(output, self._clock.now_s)
+        self._record(self._scheduler.drain_outputs())
         self._issue_steps()
 
     def _issue_steps(self) -> None:
-        while self._serving and (step := self._scheduler.schedule()) is not None:
-            self._send(step, ())
+        while self._pipeline is not None and (step := self._scheduler.schedule()) is not None:
+            self._pipeline.send(step)
 
-    def _send(self, step: StepPlan, timings: tuple[StageTiming, ...]) -> None:
-        """Send a step on: as many stages as have stamped it are behind it."""
-        hop = len(timings)
-        if hop == 0:
-            num_bytes = step.num_tokens * costs.TOKEN_BYTES
-        elif hop < len(self._stages):
-            num_bytes = step.num_tokens * self._model.hidden_bytes_per_token
-        else:
-            num_bytes = len(sampled_tokens(step)) * costs.TOKEN_BYTES
-        arrived_s = self._links[hop].send(num_bytes, self._clock.now_s)
-        self._clock.at(arrived_s, partial(self._receive, step, num_bytes, timings))
-
-    def _receive(self, step: StepPlan, num_bytes: int, timings: tuple[StageTiming, ...]) -> None:
-        if len(timings) == len(self._stages):
-            self._finish(step, timings)
-            return
-        stage = self._stages[len(timings)]
-        if stage.worker not in self._dead:
-            timing = stage.run(step, num_bytes, self._clock.now_s)
-            self._clock.at(timing.finished_s, partial(self._leave, step, (*timings, timing)))
-
-    def _leave(self, step: StepPlan, timings: tuple[StageTiming, ...]) -> None:
-        if timings[-1].worker not in self._dead:
-            self._send(step, timings)
-
-    def _finish(self, step: StepPlan, timings: tuple[StageTiming, ...]) -> None:
-        result = StepResult(step_id=step.step_id, samples=sampled_tokens(step), timings=timings)
-        for output in self._scheduler.update(result):
-            self._ledger.record(output, self._clock.now_s)
+    def _finish(self, result: StepResult) -> None:
+        self._record(self._scheduler.update(result))
         self._issue_steps()
+
+    def _record(self, outputs: Sequence[RequestOutput]) -> None:
+        for output in outputs:
+            self._ledger.record(output, self._clock.now_s)
 
 
 def _scheduler_config(plan: Plan, model: ModelFootprint, config: SimulationConfig) -> SchedulerConfig:

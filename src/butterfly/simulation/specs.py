@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from butterfly.cluster import Deadlines
+from butterfly.cluster import Deadlines, Recovery
 from butterfly.partitioning import costs
 from butterfly.specs import ClusterPhase, FinishReason, Plan, PlanConstraints, PrefixReuse, Spec
 
@@ -38,6 +38,8 @@ class SimulationConfig(Spec, frozen=True):
     prefix_reuse: PrefixReuse = "all"
     rows_per_weight_pass: int = costs.ROWS_PER_WEIGHT_PASS  # tokens that cost as one: where only a bandwidth is known
     faults: tuple[FaultSpec, ...] = ()
+    load_bytes_per_s: float = 1e9  # at which a worker loads weights that it does not hold yet
+    restart_s: float | None = None  # from its restart until a worker that ended joins again; None: it stays away
     deadlines: Deadlines = Deadlines()
     beat_interval_s: float = 1.0
     tick_interval_s: float = 0.25
@@ -64,12 +66,13 @@ class StageReport(Spec, frozen=True):
 
 
 class SimulationReport(Spec, frozen=True):
-    plan: Plan
+    plan: Plan  # the last one
     requests: tuple[RequestReport, ...]  # in the order of the arrivals given
-    stages: tuple[StageReport, ...]
+    stages: tuple[StageReport, ...]  # one for each worker that had a stage at any time
     makespan_s: float  # until the last request ended
     phase: ClusterPhase
     detail: str
+    recovery: Recovery | None = None  # the last move to another plan
 
     @property
     def num_output_tokens(self) -> int:

@@ -18,6 +18,7 @@ from butterfly.specs.models import (
 )
 from butterfly.specs.plans import (
     ClusterSpec,
+    CodecSpec,
     ComputeProfile,
     LayerPin,
     LayerProfile,
@@ -44,6 +45,7 @@ from butterfly.specs.status import (
     ClusterPhase,
     ClusterStatus,
     MeasuredSpeed,
+    Recovery,
     StageSpeed,
     StreamSpeed,
     WorkerPhase,
@@ -66,6 +68,7 @@ __all__ = [
     "ClusterPhase",
     "ClusterSpec",
     "ClusterStatus",
+    "CodecSpec",
     "ComputeDType",
     "ComputeProfile",
     "FinishReason",
@@ -93,6 +96,7 @@ __all__ = [
     "SequenceStep",
     "Spec",
     "StagePlan",
+    "Recovery",
     "StageSpeed",
     "StageTiming",
     "StepPlan",

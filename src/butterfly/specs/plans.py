@@ -42,12 +42,23 @@ class NodeSpec(Spec, frozen=True):
     profile: ComputeProfile | None = None  # of the model that is planned; None: a bound from the rates stands in
 
 
+class CodecSpec(Spec, frozen=True):
+    """A way to send hidden states over a link in fewer bytes. That answers stay as good is the promise of who puts it
+    there: no planner can know."""
+
+    name: str
+    ratio: float  # encoded bytes / plain bytes
+    encode_s_per_byte: float  # of plain bytes, at the source
+    decode_s_per_byte: float  # of plain bytes, at the target
+
+
 class LinkSpec(Spec, frozen=True):
     source: str
     target: str
     latency_s: float  # one way
     bandwidth_bytes_per_s: float
     software_s: float = 0.0004  # work on a message at both ends: schedule or check, encode, decode, hand over
+    codecs: tuple[CodecSpec, ...] = ()  # that hidden states may be sent in; each message in the quickest, or plain
 
 
 class ClusterSpec(Spec, frozen=True):
@@ -116,6 +127,7 @@ class StagePlan(Spec, frozen=True):
     predicted_compute_s: float  # one decode token of one stream through this stage
     activation_bytes: int = 0  # reserved for the largest step
     predicted_hop_s: float = 0.0  # one decode token on its way to this stage
+    codec: str = ""  # of a planned decode batch on its way to this stage; empty: plain
 
     @property
     def num_layers(self) -> int:

@@ -56,6 +56,16 @@ class MeasuredSpeed(StreamSpeed, frozen=True):
     num_steps: int
 
 
+class Recovery(Spec, frozen=True):
+    """A move from one plan to the next, in seconds on the coordinator's monotonic clock. None: not yet."""
+
+    cause: str  # which workers were lost and how, or who joined or leaves
+    lost_s: float  # when the first lost worker ended, or was last heard of; without a loss: as `noticed_s`
+    noticed_s: float
+    planned_s: float | None = None  # of the last plan, if further losses took several
+    loaded_s: float | None = None
+
+
 class ClusterStatus(Spec, frozen=True):
     """A snapshot for `/status`, `butterfly status` and `/ready`."""
 
@@ -71,4 +81,5 @@ class ClusterStatus(Spec, frozen=True):
     detail: str = ""  # one line: why not ready; when ready, which workers on standby were lost
     cluster: ClusterSpec | None = None  # as measured, with profiles of this model
     measured: MeasuredSpeed | None = None  # None: no request has run alone yet
+    recoveries: tuple[Recovery, ...] = ()  # the last moves to another plan, oldest first; the newest may be under way
     predicted: StreamSpeed | None = None  # by the planner's costs, at the context of `measured`

@@ -8,19 +8,23 @@ import torch
 
 from butterfly.worker.control_groups import cpu_quota
 from butterfly.worker.engine_samples import EngineSampleFactory
+from butterfly.worker.engine_stage import Locate
 from butterfly.worker.profile_cache import CachedProfiler, profile_folder
 from butterfly.worker.profiling import NodeProfiler, Profiler
 from butterfly.worker.resources import cpu_name
 
 
-def engine_profiler(device: torch.device, memory_bytes: int, version: str, *, refresh: bool = False) -> Profiler:
+def engine_profiler(
+    device: torch.device, memory_bytes: int, version: str, *, refresh: bool = False, locate: Locate | None = None
+) -> Profiler:
     """Measure with the engine, in so much memory at most.
 
     What the same `version` of Butterfly has measured before is not measured again, unless `refresh` is set.
+    `locate`: as `EngineStageFactory` has it.
     """
     quota = cpu_quota()
     is_throttled = quota is not None and quota < torch.get_num_threads()
-    profiler = NodeProfiler(EngineSampleFactory(device), memory_bytes, is_throttled=is_throttled)
+    profiler = NodeProfiler(EngineSampleFactory(device, locate), memory_bytes, is_throttled=is_throttled)
     return CachedProfiler(profiler, _facts(device, quota, version), profile_folder(), refresh=refresh)
 
 

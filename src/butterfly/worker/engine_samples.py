@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from butterfly.engine import LayerSamples
 from butterfly.engine.device import return_free_memory
 from butterfly.engine.layer_samples import cut_head
 from butterfly.messages import Profile
-from butterfly.worker.engine_stage import AdaptedStage, check_weights, translated
+from butterfly.specs import TensorEntry
+from butterfly.worker.engine_stage import AdaptedStage, Locate, check_weights, translated
 from butterfly.worker.stage import Progress
 
 _THIS_NODE = "this worker"
@@ -17,20 +20,26 @@ _THIS_NODE = "this worker"
 class EngineSampleFactory:
     """Loads layers onto one device, to measure them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, locate: Locate | None = None) -> None:
+        self._device, self._locate = device, locate
 
     def load(self, request: Profile, layer: int, max_head_bytes: int, progress: Progress) -> EngineSample:
         """Raises ModelError, WorkerError or MemoryError."""
         check_weights(request.weights, self._device, _THIS_NODE)
         prefix = f"layers.{layer}."
-        of_layer = [entry for entry in request.tensors if entry.name.startswith(prefix)]
-        head, factor = cut_head(request.tensors, request.dtype, max_head_bytes) if max_head_bytes else ([], 1.0)
+        wanted: Sequence[TensorEntry] = [
+            entry
+            for entry in request.tensors
+            if entry.name.startswith(prefix) or (max_head_bytes and not entry.name.startswith("layers."))
+        ]
+        if self._locate is not None:
+            wanted = self._locate(wanted, request.sources, progress)
+        tensors, factor = cut_head(wanted, request.dtype, max_head_bytes) if max_head_bytes else (wanted, 1.0)
         with translated(_THIS_NODE):
             layers = LayerSamples(
                 request.model,
                 layer,
-                (*of_layer, *(entry for entry in head if not entry.name.startswith("layers."))),
+                tensors,
                 device=self._device,
                 dtype=request.dtype,
                 weights=request.weights,

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from butterfly.engine import Answer as EngineAnswer
+from butterfly.engine import Loading
 from butterfly.engine import Stage as EngineStage
 from butterfly.errors import WorkerError
-from butterfly.messages import Load, TensorHeader
-from butterfly.specs import ComputeDType, StepPlan, WeightFormat
+from butterfly.messages import Load, PeerAddress, TensorHeader
+from butterfly.specs import ComputeDType, StepPlan, TensorEntry, WeightFormat
 from butterfly.worker.resources import has_int8_instructions
 from butterfly.worker.stage import Answer, HiddenState, Progress, Stage, StageOutput
 
+Locate = Callable[[Sequence[TensorEntry], Sequence[PeerAddress], Progress], Sequence[TensorEntry]]
+"""Where the bytes of these tensors are on this machine: fetched from the first of these peers that has them, if need
+be. The progress is in bytes of these tensors, and may raise to abandon it."""
+
 
 class EngineStageFactory:
-    """Loads stages onto one device."""
+    """Loads stages onto one device.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    `locate` is asked for the tensors that are really read, when the coordinator names sources for them. Tensors are
+    known again as the coordinator describes them, wherever their bytes were found.
+    """
 
-    def load(self, load: Load, progress: Progress) -> Stage:
+    def __init__(self, device: torch.device, locate: Locate | None = None) -> None:
+        self._device, self._locate = device, locate
+
+    def load(self, load: Load, progress: Progress, previous: Stage | None = None) -> Stage:
         """Materialise the tensors of this stage. Raises ModelError, WorkerError or MemoryError."""
         check_weights(load.weights, self._device, load.stage.worker)
+        held = previous.engine if isinstance(previous, AdaptedStage) else None
         with translated(load.stage.worker):
             engine = EngineStage(
                 load.model,
@@ -33,9 +43,40 @@ class EngineStageFactory:
                 device=self._device,
                 dtype=load.dtype,
                 weights=load.weights,
-                progress=progress,
+                loading=self._loading(load, progress, held),
             )
         return AdaptedStage(engine, load.dtype)
+
+    def _loading(self, load: Load, progress: Progress, held: EngineStage | None) -> Loading:
+        if self._locate is None or not load.sources:
+            return Loading(progress, previous=held)
+        locate, halves = self._locate, _Halves(progress)
+        return Loading(halves.converted, lambda tensors: locate(tensors, load.sources, halves.located), previous=held)
+
+
+class _Halves:
+    """One progress of two: a tensor is half done when its bytes are here."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._held_bytes = self._located_bytes = 0
+        self._total_bytes: int | None = None
+
+    def located(self, num_bytes: int, total_bytes: int) -> None:
+        """So much of what was missing is on this machine."""
+        self._located_bytes = num_bytes
+        self._tell(self._held_bytes)
+
+    def converted(self, num_bytes: int, total_bytes: int) -> None:
+        """So much is ready. What is so before anything was located was held already."""
+        if self._total_bytes is None:
+            self._held_bytes, self._total_bytes = num_bytes, total_bytes
+        else:
+            self._located_bytes = total_bytes - self._held_bytes
+        self._tell(num_bytes)
+
+    def _tell(self, converted_bytes: int) -> None:
+        self._progress((self._held_bytes + self._located_bytes + converted_bytes) // 2, self._total_bytes or 0)
 
 
 class AdaptedStage:
@@ -43,6 +84,10 @@ class AdaptedStage:
 
     def __init__(self, engine: EngineStage, dtype: ComputeDType) -> None:
         self._engine, self._dtype = engine, dtype
+
+    @property
+    def engine(self) -> EngineStage:
+        return self._engine
 
     @property
     def weight_bytes(self) -> int:

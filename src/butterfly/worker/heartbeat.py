@@ -1,4 +1,4 @@
-"""Tells the coordinator once a second that this process lives, even while a long step computes."""
+"""Tells the coordinator twice a second that this process lives, even while a long step computes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Vitals:
 
     epoch: int = 0
     kv_used_bytes: int = 0
+    last_step_id: int = 0  # the newest step that was handed on
 
 
 class Heart:
@@ -47,6 +48,7 @@ class Heart:
                 worker=self._worker,
                 resident_bytes=int(process.memory_info().rss),
                 kv_used_bytes=self._vitals.kv_used_bytes,
+                last_step_id=self._vitals.last_step_id,
             )
             with suppress(PeerTimeoutError):  # the main thread judges a silent coordinator
                 self._coordinator.send(beat, timeout_s=self._interval_s)

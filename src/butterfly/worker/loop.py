@@ -12,39 +12,43 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from msgspec.structs import replace
+import msgspec
 
-from butterfly.communication import EpochGate, Outbox, Received, Transport
+from butterfly.communication import EpochGate, Received, Transport
 from butterfly.errors import ButterflyError, PeerLostError, PeerTimeoutError, ProtocolError, WorkerError
 from butterfly.messages import (
     PROTOCOL_VERSION,
+    Dismiss,
     Echo,
     Failed,
     Introduce,
     Invitation,
     Join,
+    Leave,
     LinksProbed,
     Load,
     Loaded,
     LoadProgress,
     Message,
+    PeerAddress,
     Ping,
     Probe,
     ProbeLinks,
     Profile,
     Profiled,
-    Result,
     Shutdown,
     Step,
 )
-from butterfly.specs import StageTiming, StepPlan
+from butterfly.specs import StageTiming
 from butterfly.worker.checks import check_step
 from butterfly.worker.heartbeat import Heart, Vitals
+from butterfly.worker.onward import Onward
 from butterfly.worker.probing import Probing
 from butterfly.worker.profiling import Profiler
 from butterfly.worker.resources import NodeResources
-from butterfly.worker.stage import HiddenState, Stage, StageFactory, StageOutput
+from butterfly.worker.stage import Stage, StageFactory
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +63,15 @@ class Deadlines:
     join_s: float = 30.0
     coordinator_silence_s: float = 10.0  # it sends a Ping every second
     send_s: float = 5.0
-    heartbeat_interval_s: float = 1.0
+    heartbeat_interval_s: float = 0.5
     echo_s: float = 5.0  # of a peer, when a link is measured
+
+
+class Held(NamedTuple):
+    """What a worker keeps while it has no coordinator: the next one may want the same layers."""
+
+    stage: Stage | None = None
+    last_epoch: int = 0
 
 
 class _Abandoned(Exception):
@@ -78,6 +89,8 @@ class WorkerLoop:
         resources: NodeResources,
         deadlines: Deadlines,
         profiler: Profiler | None = None,
+        held: Held = Held(),  # noqa: B008 - frozen
+        blobs: PeerAddress | None = None,
     ) -> None:
         self._name = invitation.name
         self._home = invitation.coordinator
@@ -89,13 +102,17 @@ class WorkerLoop:
         self._inbox = transport.open_inbox()
         transport.admit(self._home.name, self._home.public_key)
         self._coordinator = transport.connect(self._home)
-        self._next: Outbox = self._coordinator
+        self._onward = Onward(transport, self._coordinator, deadlines.send_s)
         self._probing = Probing(transport, self._inbox.address, self._coordinator, deadlines.echo_s)
-        self._introduced: set[str] = set()  # peers that may send to us until there is a plan
         self._gate = EpochGate()
         self._vitals = Vitals()
         self._load: Load | None = None
         self._stage: Stage | None = None
+        self._previous_stage = (
+            held.stage
+        )  # given up, and what a load was abandoned with: its layers may be wanted again
+        self._last_epoch = held.last_epoch
+        self._blobs = blobs  # where we give our tensors to peers
         self._heart: Heart | None = None
         self._backlog: deque[Received] = deque()  # arrived during long work
         self._last_heard_s = time.monotonic()  # from the coordinator
@@ -111,7 +128,7 @@ class WorkerLoop:
         """Stop the heartbeat and close all connections."""
         if self._heart is not None:
             self._heart.stop()
-        self._next.close()
+        self._onward.close()
         self._probing.close()
         self._coordinator.close()
         self._inbox.close()
@@ -146,12 +163,32 @@ class WorkerLoop:
             else:
                 self._handle(received)
 
-    def report(self, reason: str, out_of_memory: bool = False) -> None:
+    def report(self, reason: str, out_of_memory: bool = False, unreachable_peer: str = "") -> None:
         """Tell the coordinator what went wrong, in one line."""
         line = " ".join(reason.split()) or "unknown error"
         logger.info("%s", line)  # the coordinator decides how loud this is
-        failed = Failed(epoch=self._gate.epoch, worker=self._name, reason=line, out_of_memory=out_of_memory)
+        failed = Failed(
+            epoch=self._gate.epoch,
+            worker=self._name,
+            reason=line,
+            out_of_memory=out_of_memory,
+            unreachable_peer=unreachable_peer,
+        )
         self._coordinator.send(failed, timeout_s=self._deadlines.send_s)
+
+    def say_goodbye(self, reason: str) -> None:
+        """Tell the coordinator that it need not wait for our silence."""
+        with suppress(PeerTimeoutError):
+            self._coordinator.send(Leave(epoch=self._gate.epoch, worker=self._name, reason=reason), timeout_s=0.2)
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+    def give_up(self) -> Held:
+        """What the loop that comes after this one begins with. Steps are not run any more."""
+        stage, self._stage, self._load = self._stage or self._previous_stage, None, None
+        return Held(stage, max(self._gate.epoch, self._last_epoch))
 
     # ------------------------------------------------------------------------------------ receiving
 
@@ -197,6 +234,8 @@ class WorkerLoop:
             logger.info("abandoned a %s of epoch %d", type(message).__name__, message.epoch)
         except MemoryError as error:
             self.report(f"{self._name} is out of memory: {error}", out_of_memory=True)
+        except PeerTimeoutError as error:
+            self.report(str(error), unreachable_peer=error.peer)
         except ButterflyError as error:
             self.report(str(error))
 
@@ -211,8 +250,10 @@ class WorkerLoop:
         elif isinstance(message, Introduce):
             for peer in message.peers:
                 self._transport.admit(peer.name, peer.public_key)
-                self._introduced.add(peer.name)
-        return isinstance(message, Load | Profile | ProbeLinks | Introduce | Ping)
+        elif isinstance(message, Dismiss):
+            for worker in message.workers:
+                self._transport.expel(worker)
+        return isinstance(message, Load | Profile | ProbeLinks | Introduce | Dismiss | Ping)
 
     def _attend(self, timeout_s: float = 0.0) -> None:
         """Look up from long work, for a first message until the timeout: answer probes, leave the rest for later.
@@ -252,7 +293,9 @@ class WorkerLoop:
             device=self._resources.device,
             memory_bytes=self._resources.memory_bytes,
             memory_bandwidth_bytes_per_s=self._resources.memory_bandwidth_bytes_per_s,
-            inbox=self._inbox.address,
+            inbox=msgspec.structs.replace(self._inbox.address, name=self._name),
+            last_epoch=self._last_epoch,
+            blobs=self._blobs,
         )
         try:
             self._coordinator.send(join, timeout_s=timeout_s)
@@ -289,37 +332,25 @@ class WorkerLoop:
 
     def _load_stage(self, load: Load) -> None:
         self._enter_plan(load)
-        self._stage = self._stage_factory.load(load, self._progress)
-        self._load = load
+        self._stage = self._stage_factory.load(load, self._progress, self._previous_stage)
+        self._load, self._previous_stage = load, None
         loaded = Loaded(epoch=load.epoch, worker=self._name, weight_bytes=self._stage.weight_bytes)
         self._coordinator.send(loaded, timeout_s=self._deadlines.send_s)
 
     def _enter_plan(self, load: Load) -> None:
-        """Adopt the epoch and the neighbours of a plan, and let go of the stage before."""
+        """Adopt the epoch and the neighbours of a plan. The stage before is given up, but may have what is wanted."""
         if load.stage.worker != self._name:
             raise ProtocolError(
                 f"{self._home.name} sent {self._name} the stage of {load.stage.worker}", self._home.name
             )
         self._gate.raise_to(load.epoch)
-        if self._load is not None and self._load.previous.name != self._home.name:
-            self._transport.expel(self._load.previous.name)
-        self._end_measuring(load.previous.name)
-        self._load = self._stage = None  # both copies of the weights would not fit
-        self._vitals.epoch, self._vitals.kv_used_bytes = load.epoch, 0
+        self._probing.close()
+        self._previous_stage = self._stage or self._previous_stage
+        self._load = self._stage = None
+        self._vitals.epoch, self._vitals.kv_used_bytes, self._vitals.last_step_id = load.epoch, 0, 0
         if load.previous.name != self._home.name:
             self._transport.admit(load.previous.name, load.previous.public_key)
-        if self._next is not self._coordinator:
-            self._next.close()
-            self._next = self._coordinator
-        if load.next.name != self._home.name:
-            self._next = self._transport.connect(load.next)
-
-    def _end_measuring(self, wanted_peer: str) -> None:
-        """Let go of the peers that we were introduced to, but for one."""
-        self._probing.close()
-        for name in self._introduced - {wanted_peer}:
-            self._transport.expel(name)
-        self._introduced.clear()
+        self._onward.enter(load)
 
     def _progress(self, loaded_bytes: int, total_bytes: int) -> None:
         """Report progress, and look up from the work: is it still wanted?"""
@@ -351,29 +382,5 @@ class WorkerLoop:
             received_bytes=received.num_bytes,
         )
         self._vitals.kv_used_bytes = stage.kv_used_bytes()
-        self._hand_on(step, output, (*step.timings, timing))
-
-    def _hand_on(self, step: Step, output: StageOutput, timings: tuple[StageTiming, ...]) -> None:
-        assert self._load is not None
-        if isinstance(output, HiddenState) == self._load.stage.head:
-            wanted = "an answer" if self._load.stage.head else "a hidden state"
-            raise WorkerError(f"the stage of {self._name} did not return {wanted}", self._name)
-        if isinstance(output, HiddenState):
-            plan = _without_token_ids(step.plan)
-            onward = Step(epoch=step.epoch, plan=plan, hidden=output.header, timings=timings)
-            self._next.send(onward, output.payload, timeout_s=self._deadlines.send_s)
-        else:
-            result = Result(
-                epoch=step.epoch,
-                step_id=step.plan.step_id,
-                samples=output.samples,
-                scores=output.scores,
-                timings=timings,
-            )
-            self._coordinator.send(result, timeout_s=self._deadlines.send_s)
-
-
-def _without_token_ids(plan: StepPlan) -> StepPlan:
-    if not any(sequence.token_ids for sequence in plan.sequences):
-        return plan
-    return replace(plan, sequences=tuple(replace(sequence, token_ids=()) for sequence in plan.sequences))
+        self._onward.hand_on(load, step, output, (*step.timings, timing), self._attend)
+        self._vitals.last_step_id = step.plan.step_id

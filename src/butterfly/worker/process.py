@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
 from butterfly.communication import Transport
-from butterfly.errors import ButterflyError
-from butterfly.messages import Invitation
-from butterfly.worker.loop import Deadlines, WorkerLoop
+from butterfly.errors import ButterflyError, PeerLostError, PeerTimeoutError
+from butterfly.messages import Invitation, PeerAddress
+from butterfly.worker.loop import Deadlines, Held, WorkerLoop
 from butterfly.worker.profiling import Profiler
 from butterfly.worker.resources import NodeResources
 from butterfly.worker.stage import StageFactory
 
 logger = logging.getLogger(__name__)
+
+Rejoin = Callable[[], Invitation]
+"""Waits until a coordinator lets us in again. Raises ButterflyError when none does."""
 
 
 def run_worker(
@@ -28,6 +31,8 @@ def run_worker(
     *,
     profiler: Profiler | None = None,
     launched: bool = False,
+    rejoin: Rejoin | None = None,
+    blobs: PeerAddress | None = None,
     deadlines: Deadlines = Deadlines(),  # noqa: B008 - frozen
 ) -> int:
     """Work for the coordinator of the invitation until told to stop; return the exit code.
@@ -35,19 +40,30 @@ def run_worker(
     0 after Shutdown, SIGTERM or (started by hand) SIGINT; 1, with one line on standard error, when the
     coordinator cannot be joined or falls silent, or on a bug. `launched` says that a launcher handles
     Ctrl-C: SIGINT is ignored. (It also holds our standard input: see `hold_lifeline`.)
-    Without a `profiler` it answers Failed when it is told to measure what steps take.
+    Without a `profiler` it answers Failed when it is told to measure what steps take. With `rejoin`, a worker whose
+    coordinator is gone keeps its weights and joins where that says. `blobs`: where it gives tensors to its peers.
     Everything opened here is closed; the transport itself remains its maker's to close.
     """
+    held = Held()
     try:
-        worker = WorkerLoop(invitation, transport, stage_factory, resources, deadlines, profiler)
-        with _signals_to(worker.request_stop, ignore_interrupt=launched), closing(worker):
-            _work(worker)
+        while True:
+            worker = WorkerLoop(invitation, transport, stage_factory, resources, deadlines, profiler, held, blobs)
+            with _signals_to(worker.request_stop, ignore_interrupt=launched), closing(worker):
+                try:
+                    _work(worker)
+                except (PeerLostError, PeerTimeoutError) as error:
+                    if rejoin is None or worker.is_stopping:
+                        raise
+                    logger.warning("%s; joining again", error)
+                    held = worker.give_up()
+                else:
+                    return 0
+            invitation = rejoin()
     except ButterflyError as error:
         return _complain(invitation.name, str(error))
     except Exception as error:
         logger.debug("the traceback:", exc_info=True)
         return _complain(invitation.name, _describe_bug(error))
-    return 0
 
 
 def _work(worker: WorkerLoop) -> None:
@@ -60,6 +76,8 @@ def _work(worker: WorkerLoop) -> None:
         with suppress(ButterflyError):  # the coordinator need not wait for our silence to know
             worker.report(_describe_bug(error))
         raise
+    if worker.is_stopping:
+        worker.say_goodbye("it was told to end")
 
 
 def _describe_bug(error: Exception) -> str:

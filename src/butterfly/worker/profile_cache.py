@@ -19,7 +19,7 @@ from butterfly.worker.profiling import Profiler, Report
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # to be raised whenever profiles are measured in another way
+FORMAT = 3  # to be raised whenever profiles are measured in another way
 
 _Facts = Mapping[str, str | int | float | None]
 
@@ -81,6 +81,7 @@ def _without_names(request: Profile) -> Profile:
     return replace(
         request,
         epoch=0,
+        sources=(),
         model=replace(
             request.model,
             name="",

@@ -49,8 +49,12 @@ class Stage(Protocol):
 
 
 class StageFactory(Protocol):
-    def load(self, load: Load, progress: Progress) -> Stage:
+    def load(self, load: Load, progress: Progress, previous: Stage | None = None) -> Stage:
         """Materialise the stage, calling `progress` a few times a second at least.
+
+        What `previous` has of it is taken over and counts as loaded; all else of `previous` is freed before anything
+        is loaded, and it must not be run any more. If this raises, it may be the `previous` of the next try, which
+        then finds what was loaded by this one. The KV cache is empty in any case.
 
         `progress` may raise to abandon the load (the process is to stop, or a newer plan has come); that
         exception must pass through. Raises ButterflyError, or MemoryError when the memory does not suffice.

@@ -48,6 +48,22 @@ memory = "16GB"
 memory_bandwidth = "40GB/s"
 """
 
+TWINS = """
+[defaults]
+latency = "5ms"
+bandwidth = "50Mb/s"
+
+[[nodes]]
+name = "left"
+memory = "1GB"
+memory_bandwidth = "1GB/s"
+
+[[nodes]]
+name = "right"
+memory = "1GB"
+memory_bandwidth = "1GB/s"
+"""
+
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> str:
@@ -124,6 +140,36 @@ def test_options_reach_the_planner(cluster: str, capsys: pytest.CaptureFixture[s
     assert sum(stage.weight_bytes for stage in wide.stages) > sum(stage.weight_bytes for stage in narrow.stages)
 
 
+def test_replicas_are_told_with_what_starts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = tmp_path / "twins.toml"
+    cluster.write_text(TWINS)
+    asked = ("--cluster", str(cluster), "--objective", "throughput", "-c", "4", "--no-what-if", "--replicas", "0")
+    fleet = report(capsys, *asked).fleet
+    assert fleet is not None
+    assert [[stage.worker for stage in one.stages] for one in fleet.pipelines] == [["left"], ["right"]]
+    assert [one.concurrency for one in fleet.pipelines] == [2, 2]
+    run(*asked)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("replicas: 2 pipelines give ") and line.endswith("; proven optimal") for line in lines)
+    serve = [line for line in lines if line.startswith("  butterfly serve ")]
+    shared = "--objective throughput --max-sequences 2 --context 256 --layers"
+    assert serve == [
+        f"  butterfly serve {MODEL} --workers 0 --listen 0.0.0.0:7700 --port 8000 {shared} left=0:6",
+        f"  butterfly serve {MODEL} --workers 0 --listen 0.0.0.0:7702 --port 8001 {shared} right=0:6",
+    ]
+    one_at_most = report(capsys, *asked[:-1], "1")
+    assert one_at_most.fleet is None
+
+
+def test_replicas_that_do_not_pay_are_said_not_to(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--cluster", cluster, "--no-what-if", "--objective", "throughput", "--replicas", "2")
+    assert "replicas: no partition into several pipelines is faster than one pipeline; proven optimal" in (
+        capsys.readouterr().out.splitlines()
+    )
+    with pytest.raises(ConfigError, match="add --objective throughput"):
+        run("--cluster", cluster, "--no-what-if", "--replicas", "2")
+
+
 def test_without_a_cluster_it_is_this_machine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +230,7 @@ def test_the_command_does_not_grow_by_accident() -> None:
     single.command()(plan)
     parameters = typer.main.get_command(single).params
 
-    assert len([parameter for parameter in parameters if parameter.param_type_name == "option"]) <= 14
+    assert len([parameter for parameter in parameters if parameter.param_type_name == "option"]) <= 15
     assert all(getattr(parameter, "help", None) for parameter in parameters)
 
 

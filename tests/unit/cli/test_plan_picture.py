@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -61,3 +62,12 @@ def test_the_same_plan_gives_the_same_bytes(suffix: str, tmp_path: Path) -> None
     assert first == second
     assert len(first) > 1000
     assert b"dc:date" not in first
+
+
+def test_an_arrow_says_what_hidden_states_go_in() -> None:
+    made, cluster = planned(3, 3)
+    coded = msgspec.structs.replace(
+        made, stages=(made.stages[0], msgspec.structs.replace(made.stages[1], codec="int8"), made.stages[2])
+    )
+    labels = [text for text in texts(plan_figure(coded, MODEL, cluster)) if "MB/s" in text]
+    assert [text.endswith("MB/s\nint8") for text in labels] == [False, True, False, False]

@@ -6,17 +6,20 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
+from butterfly.cli.main import app
 from butterfly.cli.options import cluster_config
-from butterfly.cli.probe import measure_node, profile_table, rates_table, with_profile
+from butterfly.cli.probe import ProbeReport, measure_node, profile_table, rates_table, with_profile
 from butterfly.coordinator.measured_checks import check_profile
 from butterfly.errors import ConfigError
 from butterfly.specs import ComputeProfile, LayerProfile, NodeSpec, TimeTable
+from butterfly.worker.loopback import LoopbackSpeed
 
 MODEL = "random:gemma3,hidden=64,layers=7,heads=4,kv_heads=2,vocab=300,context=600,window=32,bits=8"
 NODE = NodeSpec(name="here", memory_bytes=1 << 30, memory_bandwidth_bytes_per_s=1e10)
@@ -72,6 +75,21 @@ def test_rates_are_shown_with_their_units() -> None:
     assert ["bfloat16", "products", "200", "Gop/s"] in lines
     assert lines[-1][:3] == ["int8", "products", "no"]
     assert ["int8", "products", "300", "Gop/s"] in printed(rates_table(NODE, {"int8": 3e11}))
+
+
+def test_links_are_shown_beside_each_other() -> None:
+    encrypted = LoopbackSpeed(encrypted=True, latency_s=7e-5, bytes_per_s=(1.5e9, 1.25e9))
+    plain = replace(encrypted, encrypted=False)
+    lines = printed(rates_table(NODE, {"int8": 1e9}, (encrypted, plain)))
+    shown = ["70", "us", "for", "4", "KiB;", "1.50", "GB/s", "there,", "1.25", "GB/s", "back"]
+    assert lines[-2:] == [["loopback,", "encrypted", *shown], ["loopback,", "plain", *shown]]
+
+
+def test_json_has_the_node_and_its_loopback(capsys: pytest.CaptureFixture[str]) -> None:
+    app(["probe", "--device", "cpu", "--threads", "1", "--memory", "1G", "--json"], standalone_mode=False)
+    found = msgspec.json.decode(capsys.readouterr().out, type=ProbeReport)
+    assert found.node.memory_bytes == 1 << 30
+    assert [link.encrypted for link in found.loopback] == [True, False]
 
 
 def test_every_time_stands_under_its_number_of_tokens() -> None:

@@ -151,7 +151,7 @@ def test_the_command_does_not_grow_by_accident() -> None:
     single.command()(serve)
     parameters = typer.main.get_command(single).params
 
-    assert len([parameter for parameter in parameters if parameter.param_type_name == "option"]) <= 34
+    assert len([parameter for parameter in parameters if parameter.param_type_name == "option"]) <= 37
     assert all(getattr(parameter, "help", None) for parameter in parameters)
 
 

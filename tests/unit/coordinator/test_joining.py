@@ -54,6 +54,8 @@ class NoLauncher:
     def poll(self) -> list[WorkerExit]:
         return [self.exits.popleft()] if self.exits else []
 
+    def kill(self, name: str) -> None: ...
+
     def stop(self, timeout_s: float) -> None: ...
 
 

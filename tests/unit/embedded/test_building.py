@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from butterfly.config import ClusterConfig
-from butterfly.coordinator import CoordinatorConfig
+from butterfly.coordinator import CoordinatorConfig, Patience
 from butterfly.embedded import building, embedded_cluster, unwatched
 from butterfly.embedded.building import (
     check_it_fits,
@@ -54,7 +54,7 @@ def test_every_option_of_the_coordinator_is_passed_on() -> None:
         max_num_batched_tokens=99,
         target_ttft_s=7.0,
         num_slots=1,
-        step_timeout_s=8.0,
+        patience=Patience(most_s=8.0),
     )
 
 

@@ -93,26 +93,98 @@ def test_the_plain_loop_keeps_one_stage_busy_at_a_time() -> None:
     assert sum(stage.busy_share for stage in plain.stages) < 1.0
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason", "ended_s"),
-    [
-        ("exit", "worker w1 was killed by signal 9", (1.0, 1.0)),
-        ("silence", "worker w1 was silent for more than 10 s", (10.0, 12.0)),
-    ],
-)
-def test_a_killed_worker_ends_every_request_with_an_error_that_names_it(
-    kind: str, reason: str, ended_s: tuple[float, float]
-) -> None:
-    late = SimulatedRequest(request_id="late", arrival_s=20.0, num_prompt_tokens=4, max_tokens=4)
-    fault = msgspec.convert({"worker": "w1", "at_s": 1.0, "kind": kind}, FaultSpec)
-    config = SimulationConfig(constraints=EVERY_NODE, faults=(fault,))
-    report = simulate(MODEL, make_cluster(3), WORKLOAD, [*streams(6), late], config)
-    assert [(request.finish_reason, request.error) for request in report.requests] == [("error", reason)] * 7
-    first, last = ended_s
-    assert all(first <= request.ended_s <= last for request in report.requests[:-1])
-    assert report.requests[0].num_output_tokens > 0
-    assert report.requests[-1].ended_s == 20.0
-    assert (report.phase, report.detail) == ("failed", reason)
+SHARED = PlanConstraints(max_nodes=2)  # and the model does not fit one
+
+
+def make_small_cluster(num_nodes: int) -> ClusterSpec:
+    """Two of them hold the model, one does not."""
+    return ClusterSpec(
+        nodes=tuple(msgspec.structs.replace(node, memory_bytes=500_000_000) for node in make_cluster(num_nodes).nodes)
+    )
+
+
+class TestAWorkerDies:
+    @pytest.mark.parametrize(
+        ("kind", "reason", "noticed_s"),
+        [
+            ("exit", "worker w1 was killed by signal 9", 0.5),
+            ("silence", "worker w1 was silent for more than 3 s", 3.25),
+        ],
+    )
+    def test_requests_go_on_without_it(self, kind: str, reason: str, noticed_s: float) -> None:
+        fault = msgspec.convert({"worker": "w1", "at_s": 0.5, "kind": kind}, FaultSpec)
+        config = SimulationConfig(constraints=EVERY_NODE, faults=(fault,), load_bytes_per_s=1e8)
+        during = SimulatedRequest(request_id="during", arrival_s=4.0, num_prompt_tokens=4, max_tokens=4)
+        quiet = SimulationConfig(constraints=EVERY_NODE)
+        calm = simulate(MODEL, make_cluster(3), WORKLOAD, [*streams(6), during], quiet)
+        report = simulate(MODEL, make_cluster(3), WORKLOAD, [*streams(6), during], config)
+        assert [(request.finish_reason, request.error) for request in report.requests] == [("length", "")] * 7
+        tokens = [request.num_output_tokens for request in report.requests]
+        assert tokens == [request.num_output_tokens for request in calm.requests]
+        assert [stage.worker for stage in report.plan.stages] == ["w0", "w2"]
+        assert {stage.worker for stage in report.stages} == {"w0", "w1", "w2"}
+        recovery = report.recovery
+        assert recovery is not None
+        assert (recovery.cause, recovery.noticed_s) == (reason, noticed_s)
+        assert recovery.planned_s == recovery.noticed_s
+        assert recovery.loaded_s is not None
+        assert 1.0 <= recovery.loaded_s - recovery.noticed_s <= 3.0  # a layer or two at 0.1 GB/s
+        times = [time for request in report.requests[:-1] for time in request.token_times_s]
+        assert not [time for time in times if noticed_s < time < recovery.loaded_s]
+        assert [time for time in times if time < 0.5]
+        assert (report.phase, report.detail) == ("ready", reason)
+
+    def test_where_nothing_fits_requests_end_with_its_name_and_what_would_fit(self) -> None:
+        late = SimulatedRequest(request_id="late", arrival_s=20.0, num_prompt_tokens=4, max_tokens=4)
+        config = SimulationConfig(faults=(FaultSpec(worker="w1", at_s=0.5),))
+        report = simulate(MODEL, make_small_cluster(2), WORKLOAD, [*streams(6), late], config)
+        assert [request.finish_reason for request in report.requests] == ["error"] * 7
+        for request in report.requests:
+            assert request.error.startswith("worker w1 was killed by signal 9, and no plan fits")
+            assert "would fit" in request.error
+        assert [request.ended_s for request in report.requests] == [0.5] * 6 + [20.0]
+        assert report.requests[0].num_output_tokens > 0
+        assert (report.phase, report.detail) == ("waiting", report.requests[-1].error)
+
+    def test_a_node_on_standby_takes_its_place(self) -> None:
+        config = SimulationConfig(constraints=SHARED, faults=(FaultSpec(worker="w1", at_s=0.5),))
+        report = simulate(MODEL, make_small_cluster(3), WORKLOAD, streams(6), config)
+        assert [request.finish_reason for request in report.requests] == ["length"] * 6
+        assert "w1" not in {stage.worker for stage in report.plan.stages}
+        assert len(report.plan.stages) == 2
+
+    def test_it_is_started_again_and_the_model_served_again(self) -> None:
+        config = SimulationConfig(faults=(FaultSpec(worker="w1", at_s=0.5),), restart_s=2.0)
+        late = [msgspec.structs.replace(request, arrival_s=5.0) for request in streams(6)]
+        again = [msgspec.structs.replace(request, request_id=f"again{i}") for i, request in enumerate(streams(1))]
+        report = simulate(MODEL, make_small_cluster(2), WORKLOAD, [*again, *late], config)
+        assert [request.finish_reason for request in report.requests] == ["error", *["length"] * 6]
+        assert (report.phase, report.detail) == ("ready", "")
+
+    def test_a_fast_one_that_comes_back_is_moved_to(self) -> None:
+        slow, fast = make_cluster(2).nodes
+        fast = msgspec.structs.replace(fast, memory_bandwidth_bytes_per_s=4 * BANDWIDTH)
+        config = SimulationConfig(faults=(FaultSpec(worker="w1", at_s=0.5),), restart_s=2.0)
+        report = simulate(MODEL, ClusterSpec(nodes=(slow, fast)), WORKLOAD, streams(6, max_tokens=300), config)
+        assert [request.finish_reason for request in report.requests] == ["length"] * 6
+        assert "w1" in {stage.worker for stage in report.plan.stages}
+        assert report.recovery is not None
+        assert report.recovery.noticed_s > 3.0
+        assert "a plan with w1 costs" in report.recovery.cause
+
+    def test_all_may_die_one_after_the_other(self) -> None:
+        faults = tuple(FaultSpec(worker=f"w{i}", at_s=0.5 + i) for i in range(3))
+        config = SimulationConfig(constraints=EVERY_NODE, faults=faults)
+        report = simulate(MODEL, make_cluster(3), WORKLOAD, streams(6, max_tokens=500), config)
+        assert {request.finish_reason for request in report.requests} == {"error"}
+        assert {request.ended_s for request in report.requests} == {2.5}
+        assert report.phase == "waiting"
+
+    def test_the_same_story_gives_the_same_report(self) -> None:
+        faults = (FaultSpec(worker="w1", at_s=0.5), FaultSpec(worker="w2", at_s=0.9, kind="silence"))
+        config = SimulationConfig(constraints=EVERY_NODE, faults=faults, restart_s=1.5)
+        reports = [simulate(MODEL, make_cluster(4), WORKLOAD, streams(9), config) for _ in range(2)]
+        assert msgspec.json.encode(reports[0]) == msgspec.json.encode(reports[1])
 
 
 @pytest.mark.parametrize("kind", ["exit", "silence"])

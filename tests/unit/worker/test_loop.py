@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from butterfly.communication import InProcessNetwork
 from butterfly.messages import Failed, Invitation, Load, Loaded, Ping, Result, Shutdown, Step
 from butterfly.specs import Adoption, StepPlan
-from butterfly.worker import Answer, Deadlines, StageFactory, StageOutput, run_worker
+from butterfly.worker import Answer, Deadlines, Stage, StageFactory, StageOutput, run_worker
 from butterfly.worker.stage import Progress
 from tests.multiprocess.arithmetic_worker import RESOURCES, ArithmeticStage, ArithmeticStageFactory
 from tests.multiprocess.tiny_coordinator import PATIENCE_S, TinyCoordinator, chunk
@@ -27,7 +27,7 @@ class HeldFactory:
         self.go_on = threading.Event()
         self.num_loads = 0
 
-    def load(self, load: Load, progress: Progress) -> ArithmeticStage:
+    def load(self, load: Load, progress: Progress, previous: Stage | None = None) -> ArithmeticStage:
         self.num_loads += 1
         if self.num_loads == 1:
             self.reached.set()
@@ -38,7 +38,7 @@ class HeldFactory:
 class WrongOutputFactory:
     """Makes stages that answer, with or without a head."""
 
-    def load(self, load: Load, progress: Progress) -> ArithmeticStage:
+    def load(self, load: Load, progress: Progress, previous: Stage | None = None) -> ArithmeticStage:
         return _AlwaysAnswers(load)
 
 

@@ -12,6 +12,7 @@ import pytest
 from butterfly.communication import InProcessNetwork, KeyPair, Outbox, Transport, ZmqTransport
 from butterfly.errors import PeerTimeoutError
 from butterfly.messages import (
+    Dismiss,
     Echo,
     Failed,
     Introduce,
@@ -269,16 +270,20 @@ def test_a_probe_is_answered_to_nobody_else(start_cluster: StartCluster) -> None
     assert cluster.failure() == "coordinator sent a probe to be answered to w1"
 
 
-def test_a_plan_ends_all_introductions_but_that_of_the_stage_before(start_cluster: StartCluster) -> None:
+def test_an_introduction_lasts_until_the_coordinator_ends_it(start_cluster: StartCluster) -> None:
     cluster = start_cluster("w0", "w1", "w2")
     cluster.introduce("w0", "w1", "w2")
     neighbours = (cluster.address("w1"), cluster.coordinator.inbox.address)
     cluster.coordinator.send("w0", load_of("w0", embedding=False, neighbours=neighbours))
     cluster.coordinator.next(Loaded)
-    with closing(cluster.outbox_to(cluster.transports["w1"], "w0")) as outbox:
-        outbox.send(Probe(epoch=0, number=1, reply_to=cluster.address("w1")), timeout_s=PATIENCE_S)
+    for peer in ("w1", "w2"):
+        with closing(cluster.outbox_to(cluster.transports[peer], "w0")) as outbox:
+            outbox.send(Probe(epoch=0, number=1, reply_to=cluster.address(peer)), timeout_s=PATIENCE_S)
+    cluster.coordinator.send("w0", Dismiss(epoch=0, workers=("w2",)))
+    cluster.coordinator.send("w0", load_of("w0", epoch=2, embedding=False, neighbours=neighbours))
+    cluster.coordinator.next(Loaded)  # by now it has heard
     with closing(cluster.outbox_to(cluster.transports["w2"], "w0")) as outbox, pytest.raises(PeerTimeoutError):
-        outbox.send(Probe(epoch=0, number=1, reply_to=cluster.address("w2")), timeout_s=0.05)
+        outbox.send(Probe(epoch=0, number=2, reply_to=cluster.address("w2")), timeout_s=0.05)
 
 
 def test_only_the_coordinator_asks_for_measurements(start_cluster: StartCluster) -> None:
