@@ -15,6 +15,7 @@ class Deadlines(Spec, frozen=True):
     measure_timeout_s: float = 120.0  # for its profile, or for its links
     load_timeout_s: float = 600.0  # from the plan to its Loaded
     heartbeat_timeout_s: float = 3.0  # of silence, while joined, ready or on standby
+    busy_timeout_s: float = 20.0  # of silence, while measuring or loading, which leave little time to beat
     ping_interval_s: float = 1.0  # how often workers hear from us
     restart_pause_s: float = 1.0  # before a worker that ended is started again; doubles with each end
     longest_restart_pause_s: float = 30.0
@@ -104,11 +105,11 @@ class Member:
             return f"was not done measuring its {measured_what} within {deadlines.measure_timeout_s:g} s"
         if self.phase == "loading" and now_s - self.loading_since_s > deadlines.load_timeout_s:
             return f"did not load its layers within {deadlines.load_timeout_s:g} s ({self.load_fraction:.0%} done)"
-        # Measuring and loading may keep a worker too busy to beat.
-        beats = self.phase in ("joined", "ready", "standby")
-        if beats and now_s - self.heard_s > deadlines.heartbeat_timeout_s:
-            return f"was silent for more than {deadlines.heartbeat_timeout_s:g} s"
-        return ""
+        if not self.is_connected:
+            return ""
+        is_busy = self.phase in ("measuring", "loading")
+        silence_s = deadlines.busy_timeout_s if is_busy else deadlines.heartbeat_timeout_s
+        return f"was silent for more than {silence_s:g} s" if now_s - self.heard_s > silence_s else ""
 
     def status(self, stage: StagePlan | None) -> WorkerStatus:
         """Return the border form, with what the plan gives this worker."""

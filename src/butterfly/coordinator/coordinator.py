@@ -213,8 +213,7 @@ class Coordinator:
         if step is None or measured is None or self._plan is None or stalled_s < self._config.patience.late_s:
             return
         expected_s = trip_s(self._plan, self._model.footprint, measured, max(1, step.num_tokens))
-        stages = [stage.worker for stage in self._plan.stages]
-        suspect = self._watch.suspect(stages, now_s, LateStep(step.step_id, stalled_s, expected_s))
+        suspect = self._watch.suspect(self._staged, now_s, LateStep(step.step_id, stalled_s, expected_s))
         if suspect is not None:
             self._worker_failed(suspect.worker, suspect.reason)
 
@@ -233,7 +232,8 @@ class Coordinator:
 
     def _take(self, received: Received) -> None:
         message, sender, now_s = received.message, received.sender, received.received_s
-        if not self._gate.admits(message, sender):
+        is_newcomer = isinstance(message, Failed) and sender not in self._staged  # it knows no plan that could be old
+        if not is_newcomer and not self._gate.admits(message, sender):
             self._metrics.message_dropped()
             return
         if isinstance(message, Result):
@@ -283,11 +283,15 @@ class Coordinator:
 
     def _take_failure(self, failed: Failed, sender: str) -> None:
         """A worker that cannot hand on says whom it does not reach: that one is more likely to be gone."""
-        stages = {stage.worker for stage in self._plan.stages} if self._plan else set()
-        if failed.unreachable_peer in stages:
+        if failed.unreachable_peer in self._staged:
             self._worker_failed(failed.unreachable_peer, f"does not take what {sender} sends: {failed.reason}")
         else:
             self._worker_failed(sender, failed.reason, out_of_memory=failed.out_of_memory)
+
+    @property
+    def _staged(self) -> list[str]:
+        """The workers of the plan, in pipeline order."""
+        return [stage.worker for stage in self._plan.stages] if self._plan else []
 
     def _finish_step(self, result: Result) -> None:
         if self._serving is not None:

@@ -6,6 +6,7 @@ from butterfly.cluster import (
     Action,
     ClusterMeasured,
     ClusterState,
+    Deadlines,
     Event,
     MeasuringProgressed,
     PlanMade,
@@ -105,8 +106,9 @@ def live(state: ClusterState, until_s: float, names: tuple[str, ...]) -> list[Ac
     return [action for action in actions if type(action).__name__ != "PingWorkers"]
 
 
-def starting(*, is_open: bool = False) -> ClusterState:
-    return ClusterState(NAMES, now_s=0.0, is_open=is_open)
+def starting(*, is_open: bool = False, busy_timeout_s: float = 1000.0) -> ClusterState:
+    """Nobody beats while it measures or loads, unless a story is about that."""
+    return ClusterState(NAMES, 0.0, Deadlines(busy_timeout_s=busy_timeout_s), is_open=is_open)
 
 
 def all_joined(*, is_open: bool = False) -> ClusterState:

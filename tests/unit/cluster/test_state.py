@@ -367,3 +367,13 @@ def test_the_story_is_bounded() -> None:
 
 def test_all_joined_means_all_that_were_expected() -> None:
     assert all_joined().phase == "measuring"
+
+
+def test_one_that_dies_unseen_while_it_measures_is_not_waited_for_so_long() -> None:
+    state = starting(busy_timeout_s=20.0)
+    for name in NAMES:
+        state.handle(joined(name))
+    tell(state, progressed("w0", now_s=1.0), beat("w1", 19.0), beat("w2", 19.0), Ticked(now_s=20.9))
+    assert state.phase == "measuring"
+    state.handle(Ticked(now_s=21.1))
+    assert state.detail == "worker w0 was silent for more than 20 s"
