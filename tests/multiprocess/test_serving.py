@@ -1,4 +1,4 @@
-"""The ends of a served model: signals to the server, and workers that die or fall silent under a stream.
+"""The ends of a served model: signals to the server. Workers that die are in test_faults and test_cluster_life.
 
 Exit codes: 130 after Ctrl-C (SIGINT), 143 after SIGTERM. Whatever happens, no process stays.
 """
@@ -9,17 +9,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
-import httpx
 import openai
 import psutil
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
 from tests.support.product import BUTTERFLY, ENDING_S, MODEL, Server, eventually, session_members
-
-HEARTBEAT_S = 2.0  # the least that `serve` takes
 
 
 @contextmanager
@@ -44,20 +41,6 @@ def read_to_the_error(stream: openai.Stream[ChatCompletionChunk]) -> str:
         for _ in stream:
             pass
     return caught.value.message
-
-
-def expect_refusals(server: Server, reason: str) -> None:
-    """Not ready, with the detail; other requests are refused with the same, and the server lives on to say so."""
-    ready = httpx.get(f"{server.url}/ready")
-    assert ready.status_code == 503
-    assert (ready.json()["ready"], ready.json()["phase"]) == (False, "failed")
-    assert reason in ready.json()["detail"]
-    with server.client() as client, pytest.raises(openai.InternalServerError, match=reason) as caught:
-        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hi"}])
-    assert caught.value.status_code == 503
-    assert httpx.get(f"{server.url}/health").status_code == 200
-    assert eventually(lambda: reason in server.complaints(), within_s=5)
-    assert server.complaints().count("\n") == 1
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -104,38 +87,3 @@ def test_killing_the_server_while_it_loads_takes_its_workers_along() -> None:
         server.process.kill()
         _, alive = psutil.wait_procs(workers, timeout=ENDING_S)
         assert alive == []
-
-
-def test_a_killed_worker_ends_its_streams_by_name() -> None:
-    with Server(workers=2).wait_ready() as server:
-        with endless_stream(server) as stream:
-            metric = 'worker_resident_bytes{worker="worker-1"}'
-            assert metric in httpx.get(f"{server.url}/metrics").text
-            server.workers()[1].kill()
-            reason = "worker worker-1 was killed by signal 9"
-            assert reason in read_to_the_error(stream)
-        expect_refusals(server, reason)
-        assert metric not in httpx.get(f"{server.url}/metrics").text
-        server.interrupt()
-        assert server.wait_gone() == 130
-
-
-def test_a_first_stage_killed_under_load_ends_every_stream_by_name() -> None:
-    """The next steps have nobody to go to, while results of the last ones still come back."""
-    with Server(workers=2).wait_ready() as server, ExitStack() as stack:
-        streams = [stack.enter_context(endless_stream(server)) for _ in range(5)]
-        server.workers()[0].kill()
-        reason = "worker worker-0 was killed by signal 9"
-        assert all(reason in read_to_the_error(stream) for stream in streams)
-        expect_refusals(server, reason)
-
-
-def test_a_worker_that_stands_still_ends_its_streams_by_name() -> None:
-    with Server("--heartbeat-timeout", str(HEARTBEAT_S), workers=2).wait_ready() as server:
-        with endless_stream(server) as stream:
-            server.workers()[0].suspend()
-            reason = f"worker worker-0 was silent for more than {HEARTBEAT_S:g} s"
-            assert reason in read_to_the_error(stream)
-        expect_refusals(server, reason)
-        os.kill(server.process.pid, signal.SIGTERM)
-        assert server.wait_gone() == 143
