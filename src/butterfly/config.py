@@ -10,15 +10,16 @@ PrefixReuseChoice = Literal["auto", "all", "prompt", "off"]  # specs.PrefixReuse
 
 
 class ClusterConfig(Spec, frozen=True):
-    """Which model runs on how many local workers, and what they may use."""
+    """Which model runs on how many workers, started by whom, and what they may use."""
 
     model: str  # path, alias, hub id or random:...
-    num_workers: int = 1
+    num_workers: int = 1  # with Ray, 0: one for each GPU of a node, or one for a node without, later nodes included
+    ray_address: str = ""  # HOST:PORT of the Ray cluster that runs the workers, or auto; empty: they run here
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     dtype: ComputeDType = "bfloat16"
     weights: WeightFormat | Literal["auto"] = "auto"  # auto: mixed where this CPU is fast at int8 and they fit
-    num_threads: int = 0  # per worker; 0: the cores shared evenly
-    memory_bytes: tuple[int, ...] = ()  # of each worker in order, or one for all; none: the free memory shared evenly
+    num_threads: int = 0  # per worker; 0: the cores shared evenly; with Ray, what it gives to a worker
+    memory_bytes: tuple[int, ...] = ()  # of each worker in order, or one for all; none: what is free, shared evenly
     context: int = 0  # tokens of one request; 0: the model's, at most DEFAULT_CONTEXT
     mean_context: int = 0  # tokens that a request has on average, to plan for; 0: half of `context`, at most 512
     max_num_sequences: int = 8  # requests in a batch
@@ -40,8 +41,18 @@ class ClusterConfig(Spec, frozen=True):
 
     @property
     def is_open(self) -> bool:
-        """Whether workers of other machines may join."""
+        """Whether workers of other machines may knock and join."""
         return self.listen_port > 0
+
+    @property
+    def fills_places(self) -> bool:
+        """Whether every node of a Ray cluster gets a worker, those that come later included."""
+        return bool(self.ray_address) and self.num_workers == 0
+
+    @property
+    def takes_newcomers(self) -> bool:
+        """Whether workers may join that nobody expects at the start."""
+        return self.is_open or self.fills_places
 
 
 DEFAULT_CONTEXT = 4096  # tokens: more is reserved memory that few requests use

@@ -215,6 +215,27 @@ def test_a_killed_worker_is_reported_and_started_again(coordinator: TinyCoordina
 
 
 @needs_ray
+def test_a_worker_that_hangs_can_be_ended(coordinator: TinyCoordinator, launcher: RayLauncher) -> None:
+    workers = start(coordinator, launcher, "w0", "w1")
+    workers["w0"].suspend()  # deaf to everything but SIGKILL
+    launcher.kill("w0")
+    assert wait_for_exit(launcher) == WorkerExit("w0", -signal.SIGKILL, "")
+    launcher.kill("w0")  # that one is gone
+    launcher.kill("unknown")
+    start(coordinator, launcher, "w0")
+    assert workers["w1"].is_running()
+
+
+@needs_ray
+def test_a_worker_that_has_not_begun_can_be_ended(coordinator: TinyCoordinator, launcher: RayLauncher) -> None:
+    launcher.start(coordinator.invite("w0"))
+    launcher.kill("w0")
+    over = wait_for_exit(launcher)
+    assert over.name == "w0"
+    assert over.returncode == -signal.SIGKILL or over.output_tail == "it was ended before it had begun"
+
+
+@needs_ray
 def test_a_worker_goes_with_its_actor_and_comes_back(coordinator: TinyCoordinator, launcher: RayLauncher) -> None:
     workers = start(coordinator, launcher, "w0", "w1")
     keeper = workers["w0"].parent()
@@ -326,6 +347,12 @@ def test_the_keeper_starts_waits_and_stops_without_ray(coordinator: TinyCoordina
         await keeper.begin(line, ["-c", "print('read', len(input()) > 100)"])
         return await keeper.wait_end()
 
+    async def kill_one_that_runs() -> tuple[int | None, str]:
+        keeper = WorkerKeeper()
+        await keeper.begin(line, ["-c", "import signal; signal.pause()"])
+        await keeper.kill_worker()
+        return await keeper.wait_end()
+
     async def stop_one_that_runs() -> tuple[int | None, str]:
         keeper = WorkerKeeper()
         pid, niceness = await keeper.begin(line, ["-c", "import signal; signal.pause()"])
@@ -336,4 +363,5 @@ def test_the_keeper_starts_waits_and_stops_without_ray(coordinator: TinyCoordina
         return await waiting
 
     assert asyncio.run(tell_the_end()) == (0, "read True")
+    assert asyncio.run(kill_one_that_runs()) == (-signal.SIGKILL, "")
     assert asyncio.run(stop_one_that_runs()) == (None, "")

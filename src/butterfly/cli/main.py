@@ -21,7 +21,7 @@ from butterfly import __version__
 from butterfly.cli.console import console, print_error
 from butterfly.errors import ButterflyError
 
-COMMANDS = ("serve", "generate", "chat", "worker", "token", "plan", "probe", "status", "bench")
+COMMANDS = ("serve", "generate", "chat", "worker", "token", "plan", "probe", "status", "drain", "bench")
 """Modules here, each with a function of the same name, or a typer of commands below it."""
 
 _INTERRUPTED = 128 + signal.SIGINT

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
+from butterfly.communication import local_host_towards
 from butterfly.communication.identity import parse_address
 from butterfly.config import ClusterConfig, PrefixReuseChoice
-from butterfly.errors import ConfigError
+from butterfly.errors import CommunicationError, ConfigError
 from butterfly.option_values import check_device, parse_dtype, parse_sizes, parse_weights
 from butterfly.specs import LayerPin, Objective, PlanConstraints
 
@@ -23,11 +24,26 @@ ModelArgument = Annotated[
     ),
 ]
 _MAX_PORT = 65535
+_ANY_RAY = "auto"  # the cluster of which this machine is a node already
 
 Workers = Annotated[int, typer.Option("--workers", "-w", min=1, help="Local worker processes, one stage each.")]
 ServeWorkers = Annotated[
-    int,
-    typer.Option("--workers", "-w", min=0, help="Local worker processes, one stage each; 0: only those that join."),
+    int | None,
+    typer.Option(
+        "--workers",
+        "-w",
+        min=0,
+        help="Local worker processes, one stage each: 1 if not given; 0: only those that join. With --ray, workers on "
+        "its nodes; if not given, or 0: one on each node, or on each GPU, and on nodes that come later.",
+    ),
+]
+Ray = Annotated[
+    str,
+    typer.Option(
+        "--ray",
+        metavar="HOST:PORT",
+        help="Start the workers on the nodes of the Ray cluster with this address, of which this machine is one.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DType = Annotated[str, typer.Option("--dtype", help="auto (bfloat16), bfloat16, float16 or float32.")]
@@ -108,8 +124,8 @@ Listen = Annotated[
     typer.Option(
         "--listen",
         metavar="HOST[:PORT]",
-        help="Address at which workers on other machines reach this one. With a port, who has the join line may join "
-        "there; the port after it is used too.",
+        help="Address at which workers on other machines reach this one; if not given, 127.0.0.1, or that towards "
+        "--ray. With a port, who has the join line may join there; the port after it is used too.",
     ),
 ]
 Discoverable = Annotated[
@@ -174,8 +190,9 @@ def parse_pin(text: str) -> LayerPin:
     return LayerPin(node=match[1], start=int(match[2]), end=int(match[3]))
 
 
-def parse_listen(text: str, *, discoverable: bool) -> tuple[str, int]:
-    """HOST or HOST:PORT; port 0: nobody may join. Raises ConfigError."""
+def parse_listen(text: str, *, discoverable: bool, ray: str = "") -> tuple[str, int]:
+    """HOST or HOST:PORT; port 0: nobody may join. Nothing: where workers of our own reach us. Raises ConfigError."""
+    text = text or own_host(ray)
     is_host = ":" not in text or (text.count(":") > 1 and not text.startswith("["))
     host, port = (text, 0) if is_host else parse_address(text)
     if discoverable and not port:
@@ -183,6 +200,28 @@ def parse_listen(text: str, *, discoverable: bool) -> tuple[str, int]:
     if port == _MAX_PORT:
         raise ConfigError(f"--listen {text}: the port after it is needed too")
     return host, port
+
+
+def own_host(ray: str) -> str:
+    """The address of this machine for workers that it starts itself, or that Ray starts. Raises ConfigError."""
+    if not ray:
+        return "127.0.0.1"
+    if ray == _ANY_RAY:
+        raise ConfigError(
+            "--ray auto does not say where the nodes are: add --listen HOST, the address at which they reach this one"
+        )
+    try:
+        host = local_host_towards(f"tcp://{ray}")
+    except CommunicationError as error:
+        raise ConfigError(f"--ray {ray}: {error}") from error
+    return host
+
+
+def check_ray(ray: str) -> str:
+    """Return the address as it was given. Raises ConfigError."""
+    if ray and ray != _ANY_RAY:
+        parse_address(ray)
+    return ray
 
 
 def plan_constraints(

@@ -1,4 +1,4 @@
-"""`butterfly serve MODEL`: the OpenAI API over a cluster of local workers."""
+"""`butterfly serve MODEL`: the OpenAI API over a cluster of workers that it starts, or that join."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ from butterfly.cli.options import (
     NoKey,
     ObjectiveOption,
     PrefixReuseOption,
+    Ray,
     RequestTimeout,
     ServerKeys,
     ServeWorkers,
@@ -48,6 +49,7 @@ from butterfly.cli.options import (
     TargetTTFT,
     Threads,
     Weights,
+    check_ray,
     cluster_config,
     parse_listen,
     plan_constraints,
@@ -62,7 +64,8 @@ _GRACE_S = 2  # for last words to clients when the server is told to stop
 
 def serve(
     model: ModelArgument,
-    workers: ServeWorkers = 1,
+    workers: ServeWorkers = None,
+    ray: Ray = "",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8000,
     served_name: Annotated[str, typer.Option("--served-model-name", help="The model's id in the API.")] = "",
@@ -91,28 +94,34 @@ def serve(
     ssl_certfile: CertFile = None,
     ssl_keyfile: CertKeyFile = None,
     encrypt: Encrypt = True,
-    listen: Listen = "127.0.0.1",
+    listen: Listen = "",
     discoverable: Discoverable = False,
     start_with: StartWith = None,
     heartbeat_timeout: HeartbeatTimeout = 2.5,
     step_timeout: StepTimeout = 300.0,
     log_level: LogLevel = "warning",
 ) -> None:
-    """Serve MODEL through an OpenAI-compatible API, its layers spread over local workers."""
+    """Serve MODEL through an OpenAI-compatible API, its layers spread over workers: local ones, Ray's, or who joins."""
     set_up_logging(log_level)
     keys = load_keys(api_key or (), api_key_file, os.environ)
     tls = tls_files(ssl_certfile, ssl_keyfile)
-    listen_host, listen_port = parse_listen(listen, discoverable=discoverable)
-    config = cluster_config(model, workers, device, dtype, weights, threads, memory, context)
+    listen_host, listen_port = parse_listen(listen, discoverable=discoverable, ray=check_ray(ray))
+    num_workers = (0 if ray else 1) if workers is None else workers
+    config = cluster_config(model, num_workers, device, dtype, weights, threads, memory, context)
     config = msgspec.structs.replace(
         config,
+        ray_address=ray,
         mean_context=mean_context,
         max_num_sequences=max_sequences,
         kv_tokens=kv_tokens,
         prefix_reuse=prefix_reuse,
         max_num_batched_tokens=max_batched_tokens,
         objective=objective,
-        constraints=plan_constraints(layers, exclude, use_all=not listen_port if all_workers is None else all_workers),
+        constraints=plan_constraints(
+            layers,
+            exclude,
+            use_all=not (listen_port or (ray and not num_workers)) if all_workers is None else all_workers,
+        ),
         measure=measure,
         num_slots=slots,
         target_ttft_s=target_ttft,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -18,24 +19,28 @@ from butterfly.cluster_file import write_cluster
 from butterfly.errors import ConfigError
 from butterfly.specs import ClusterSpec, ClusterStatus
 
+DEFAULT_URL = "http://127.0.0.1:8000"
+ApiKey = Annotated[
+    str, typer.Option("--api-key", metavar="KEY", help="The server's key; BUTTERFLY_API_KEY if not given.")
+]
+CaFile = Annotated[
+    Path | None, typer.Option("--ca-file", help="Certificate (PEM) to trust for https: the server's or its CA's.")
+]
 _TIMEOUT_S = 5.0
+_CHANGE_TIMEOUT_S = 60.0  # the answer may take a plan, which takes seconds for many workers
 
 
 def status(
-    url: Annotated[str, typer.Argument(help="Address of a running server.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Argument(help="Address of a running server.")] = DEFAULT_URL,
     as_json: Annotated[bool, typer.Option("--json", help="Print the snapshot as JSON.")] = False,
-    api_key: Annotated[
-        str, typer.Option("--api-key", metavar="KEY", help="The server's key; BUTTERFLY_API_KEY if not given.")
-    ] = "",
-    ca_file: Annotated[
-        Path | None, typer.Option("--ca-file", help="Certificate (PEM) to trust for https: the server's or its CA's.")
-    ] = None,
+    api_key: ApiKey = "",
+    ca_file: CaFile = None,
     export: Annotated[
         Path | None, typer.Option(help="Write the cluster as it was measured to this file, for butterfly plan.")
     ] = None,
 ) -> None:
     """Show the workers of a running server: layers, memory, epoch; and what was predicted beside what is measured."""
-    snapshot = fetch_status(url, client_key(api_key, os.environ.get("BUTTERFLY_API_KEY", "")), ca_file)
+    snapshot = RunningServer(url, client_key(api_key, os.environ.get("BUTTERFLY_API_KEY", "")), ca_file).status()
     if export is not None:
         write_cluster(export, measured_cluster(snapshot))
     if as_json:
@@ -69,29 +74,54 @@ def print_speeds(snapshot: ClusterStatus) -> None:
         console.print(words, markup=False, soft_wrap=True)
 
 
-def fetch_status(url: str, key: str = "", ca_file: Path | None = None) -> ClusterStatus:
-    """Raises ConfigError in one line when nobody, or somebody else, answers, and for a key that is not accepted."""
-    base = url.rstrip("/").removesuffix("/v1")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    trusted = True if ca_file is None else trusting(ca_file)
-    try:
-        response = httpx.get(
-            f"{base}/status",
-            headers=headers,
-            verify=trusted,
-            timeout=_TIMEOUT_S,
-            trust_env=False,  # no proxy
-        )
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that somebody started, and what it takes to talk to it."""
+
+    url: str  # with or without /v1
+    key: str = field(default="", repr=False)
+    ca_file: Path | None = None
+
+    @property
+    def base(self) -> str:
+        return self.url.rstrip("/").removesuffix("/v1")
+
+    def ask(self, path: str, body: bytes | None = None) -> httpx.Response:
+        """Return the answer, whatever its status, of a GET; with a body, in JSON, of a POST.
+
+        Raises ConfigError in one line when nobody answers, and for a key that is not accepted.
+        """
+        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        try:
+            response = httpx.request(
+                "GET" if body is None else "POST",
+                f"{self.base}{path}",
+                content=body,
+                headers={**headers, "content-type": "application/json"},
+                verify=True if self.ca_file is None else trusting(self.ca_file),
+                timeout=_TIMEOUT_S if body is None else _CHANGE_TIMEOUT_S,
+                trust_env=False,  # no proxy
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._no_answer(error) from error
         if response.status_code == httpx.codes.UNAUTHORIZED:
-            reason = "does not know this API key: check" if key else "wants an API key: give"
-            raise ConfigError(f"the server at {base} {reason} --api-key or BUTTERFLY_API_KEY")
-        response.raise_for_status()
-        return msgspec.json.decode(response.content, type=ClusterStatus)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = "does not know this API key: check" if self.key else "wants an API key: give"
+            raise ConfigError(f"the server at {self.base} {reason} --api-key or BUTTERFLY_API_KEY")
+        return response
+
+    def status(self) -> ClusterStatus:
+        """Raises ConfigError as `ask`, and when somebody else answers."""
+        response = self.ask("/status")
+        try:
+            return msgspec.json.decode(response.raise_for_status().content, type=ClusterStatus)
+        except httpx.HTTPError as error:
+            raise self._no_answer(error) from error
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{self.base} is not a Butterfly server of this version: {error}") from error
+
+    def _no_answer(self, error: Exception) -> ConfigError:
         advice = "; give the certificate with --ca-file" if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
-        raise ConfigError(f"no Butterfly server answers at {base}: {error}{advice}") from error
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{base} is not a Butterfly server of this version: {error}") from error
+        return ConfigError(f"no Butterfly server answers at {self.base}: {error}{advice}")
 
 
 def client_key(option: str, stated: str) -> str:

@@ -63,6 +63,7 @@ from butterfly.cluster.events import (
 from butterfly.cluster.facts import IllegalTransitionError
 from butterfly.cluster.launcher import Launcher, LocalLauncher, WorkerExit
 from butterfly.cluster.members import Deadlines
+from butterfly.cluster.ray_launcher import RayLauncher
 from butterfly.cluster.state import ClusterState
 from butterfly.specs import Recovery
 
@@ -86,6 +87,7 @@ __all__ = [
     "PingWorkers",
     "PlanMade",
     "PlanRefused",
+    "RayLauncher",
     "Recovery",
     "RestartWorker",
     "ShutDownWorkers",

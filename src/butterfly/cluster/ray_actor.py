@@ -23,14 +23,16 @@ class WorkerKeeper:
 
     def __init__(self) -> None:
         self._launcher: LocalLauncher | None = None
+        self._name = ""
         self._end: tuple[int | None, str] | None = None
 
     async def begin(self, invitation: str, arguments: Sequence[str]) -> tuple[int, int]:
         """Start it; return its process id and niceness. Raises LaunchError."""
         invited = msgspec.json.decode(invitation, type=Invitation)
+        self._name = invited.name
         self._launcher = LocalLauncher([sys.executable, *arguments])
         self._launcher.start(invited)
-        return self._launcher.pids()[invited.name], os.nice(0)
+        return self._launcher.pids()[self._name], os.nice(0)
 
     async def wait_end(self) -> tuple[int | None, str]:
         """Return its exit code (None: ended by `stop`) and last lines once it has ended. Can be asked again."""
@@ -40,6 +42,11 @@ class WorkerKeeper:
                 self._end = over.returncode, over.output_tail
             await asyncio.sleep(_LOOK_INTERVAL_S)
         return self._end
+
+    async def kill_worker(self) -> None:
+        """End it by force: it may only hang. `wait_end` tells of it."""
+        if self._launcher is not None:
+            self._launcher.kill(self._name)
 
     async def stop(self, timeout_s: float) -> None:
         """End it, by force if need be, within about this time."""

@@ -22,7 +22,9 @@ from typing import Any, BinaryIO, NamedTuple
 from butterfly.cluster.ray_actor import WorkerKeeper
 from butterfly.cluster.ray_words import (
     Connected,
+    KillWorker,
     NodesSeen,
+    Order,
     RayNode,
     Refused,
     Report,
@@ -84,6 +86,13 @@ class RayDriver:
         )
         begin = actor.begin.remote(order.invitation, order.arguments)
         self._starting[order.name] = _Kept(order, actor, begin, time.monotonic() + self._start_timeout_s)
+
+    def kill(self, name: str) -> None:
+        """Have this worker ended by force, if it is here: its actor does it, for a process that hangs hears nothing."""
+        if (worker := self._running.get(name)) is not None:
+            worker.actor.kill_worker.remote()
+        elif name in self._starting:
+            self._end(name, None, "it was ended before it had begun")
 
     def look(self) -> None:
         """Report what has happened."""
@@ -211,7 +220,7 @@ def _knock(address: str) -> None:
         raise LaunchError(f"no Ray cluster: nobody answers at {address}: {error.strerror or error}") from error
 
 
-def _orders(driver: RayDriver) -> Iterator[StartWorker | StopAll]:
+def _orders(driver: RayDriver) -> Iterator[Order]:
     """Yield what is asked for, looking around meanwhile. Ends with the input."""
     pending = b""
     while True:
@@ -232,7 +241,10 @@ def _serve(driver: RayDriver) -> None:
             if isinstance(order, StopAll):
                 timeout_s = order.timeout_s
                 return
-            driver.start(order)
+            if isinstance(order, KillWorker):
+                driver.kill(order.name)
+            else:
+                driver.start(order)
     finally:
         driver.stop(timeout_s)
 

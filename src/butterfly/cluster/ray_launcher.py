@@ -20,6 +20,7 @@ from butterfly.cluster.launcher import WorkerExit
 from butterfly.cluster.ray_places import Places
 from butterfly.cluster.ray_words import (
     Connected,
+    KillWorker,
     NodesSeen,
     Order,
     RayNode,
@@ -115,6 +116,12 @@ class RayLauncher:
         exits, self._exits = self._exits, []
         return exits
 
+    def kill(self, name: str) -> None:
+        """Have this worker's process ended by force, if it runs. Does not wait for Ray; `poll` tells of the end."""
+        self._hear()
+        if self._driver is not None and name in self._pids:
+            self._driver.tell(KillWorker(name=name))
+
     def nodes(self) -> tuple[RayNode, ...]:
         """Return the nodes that are alive, as Ray said within the last second or two."""
         self._hear()
@@ -123,7 +130,8 @@ class RayLauncher:
     def num_free_places(self) -> int:
         """How many more workers the cluster has room for: above zero when a node has appeared.
 
-        Workers that have ended keep their places: `start` brings them back.
+        Workers that have ended keep their places: `start` brings them back. One that ended with code 0 was told to,
+        and keeps its place only as long as its node is there.
         """
         self._hear()
         return self._places.num_free()
@@ -189,6 +197,8 @@ class RayLauncher:
                 )
         elif isinstance(report, WorkerOver):
             del self._pids[report.name]
+            if report.returncode == 0:
+                self._places.retire(report.name)
             self._exits.append(WorkerExit(report.name, report.returncode, report.output_tail))
         elif isinstance(report, Refused):
             raise LaunchError(report.reason)

@@ -21,6 +21,9 @@ class Place(NamedTuple):
 class Places:
     """Who is where. A worker that has ended keeps its place: it is the one to come back to it.
 
+    A retired worker is not expected back. While its node is there nobody else comes to its place, since it was drained
+    so that the node may be taken away; then the place is nobody's.
+
     Nodes that offer Ray no CPU hold no worker: that is how a head node is kept free.
     """
 
@@ -28,6 +31,7 @@ class Places:
         self._workers_per_node = workers_per_node
         self._nodes: tuple[RayNode, ...] = ()
         self._homes: dict[str, RayNode] = {}  # of each worker that was ever placed
+        self._retired: set[str] = set()
 
     @property
     def nodes(self) -> tuple[RayNode, ...]:
@@ -36,6 +40,10 @@ class Places:
     def see(self, nodes: Sequence[RayNode]) -> None:
         """These are the nodes from now on."""
         self._nodes = tuple(nodes)
+        there = {node.node_id for node in nodes}
+        for name in [name for name in self._retired if self._homes[name].node_id not in there]:
+            del self._homes[name]
+            self._retired.remove(name)
 
     def take(self, worker: str) -> Place:
         """Return a place for this worker: where it was, or else on the emptiest and largest node.
@@ -54,7 +62,13 @@ class Places:
 
         node = min(free, key=preference)
         self._homes[worker] = node
+        self._retired.discard(worker)
         return self._share(node)
+
+    def retire(self, worker: str) -> None:
+        """It was told to end. It may still be given a place again."""
+        if worker in self._homes:
+            self._retired.add(worker)
 
     def num_free(self) -> int:
         """Places for workers that nobody has started yet: none is counted that a known worker may come back to."""

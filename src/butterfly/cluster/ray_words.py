@@ -34,6 +34,12 @@ class StartWorker(_Words, frozen=True):
     invitation: str  # one line; contains a secret
 
 
+class KillWorker(_Words, frozen=True):
+    """End this worker by force, if it runs; WorkerOver tells when it has ended."""
+
+    name: str
+
+
 class StopAll(_Words, frozen=True):
     """End all workers within this time, then end yourself. The end of the pipe means the same."""
 
@@ -77,7 +83,7 @@ class WorkerOver(_Words, frozen=True):
     output_tail: str
 
 
-Order = StartWorker | StopAll
+Order = StartWorker | KillWorker | StopAll
 Report = Connected | Refused | NodesSeen | WorkerBegun | WorkerOver
 
 _encoder = msgspec.json.Encoder()

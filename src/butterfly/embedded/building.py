@@ -41,6 +41,8 @@ def open_model(config: ClusterConfig, watching: Watching) -> models.Model:
     """Open the model with the context that was asked for, or a bounded default. Raises ModelError, ConfigError."""
     with watching() as watcher:
         model = models.open_model(config.model, progress=watcher.download, dtype=config.dtype)
+    if config.worker_prefixes and config.ray_address:
+        raise ConfigError("--start-with is for workers that this machine starts; with --ray, Ray starts them")
     if config.worker_prefixes and len(config.worker_prefixes) != config.num_workers:
         raise ConfigError(
             f"{len(config.worker_prefixes)} prefixes (--start-with) were given for {config.num_workers} workers: "
@@ -69,7 +71,9 @@ def free_memory_share(num_workers: int) -> int:
 
 
 def worker_memory_bytes(config: ClusterConfig) -> tuple[int, ...]:
-    """What each worker may use, in order."""
+    """What each worker may use, in order; none where it is another machine's memory and nobody has said."""
+    if config.ray_address and not config.memory_bytes:
+        return ()
     if len(config.memory_bytes) == config.num_workers:
         return config.memory_bytes
     one = config.memory_bytes[0] if config.memory_bytes else free_memory_share(config.num_workers)
@@ -104,7 +108,7 @@ def choose_weights(config: ClusterConfig, model: models.Model, memory_bytes: Map
 
     def check(weights: WeightFormat) -> WeightFormat:
         held = models.with_weights(model, config.dtype, weights)
-        if not config.is_open:  # else it may fit on what others bring
+        if memory_bytes and not config.takes_newcomers:  # else it may fit on what others bring
             check_it_fits(held, memory_bytes, workload, config.constraints)
         return weights
 
@@ -126,9 +130,21 @@ def memory_options(memory_bytes: Mapping[str, int]) -> dict[str, Sequence[str]]:
 def worker_command(config: ClusterConfig) -> Sequence[str]:
     """How any local worker is started: its share of the cores is explicit, as its memory will be."""
     num_threads = config.num_threads or max(1, len(os.sched_getaffinity(0)) // max(1, config.num_workers))
+    return [sys.executable, *_worker_arguments(config), "--threads", str(num_threads)]
+
+
+def ray_arguments(config: ClusterConfig) -> Sequence[str]:
+    """What the Python of a Ray node runs: cores and memory are that node's, as far as nobody has said how many."""
     return [
-        *(sys.executable, "-m", "butterfly", "worker", "--invitation", "-"),
-        *("--device", config.device, "--threads", str(num_threads)),
+        *_worker_arguments(config),
+        *(("--threads", str(config.num_threads)) if config.num_threads else ()),
+        *(("--memory", str(config.memory_bytes[0])) if len(config.memory_bytes) == 1 else ()),
+    ]
+
+
+def _worker_arguments(config: ClusterConfig) -> Sequence[str]:
+    return [
+        *("-m", "butterfly", "worker", "--invitation", "-", "--device", config.device),
         *("--log-level", log_level_name(logging.getLogger().level)),
         *(() if config.encrypt else ("--no-encrypt",)),
     ]

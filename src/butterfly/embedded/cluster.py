@@ -6,30 +6,31 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import NamedTuple
 
 import msgspec
 
 from butterfly import models
-from butterfly.cluster import ClusterState, Deadlines, LocalLauncher
-from butterfly.communication import KeyPair, ZmqTransport
+from butterfly.cluster import ClusterState, Deadlines, LocalLauncher, RayLauncher
+from butterfly.communication import Inbox, KeyPair, ZmqTransport
 from butterfly.communication.identity import CoordinatorState
 from butterfly.config import ClusterConfig
-from butterfly.coordinator import Coordinator, CoordinatorClient
+from butterfly.coordinator import Coordinator, CoordinatorClient, CoordinatorConfig
 from butterfly.coordinator.starting import start_worker
 from butterfly.embedded.building import (
     PipelineModel,
     choose_weights,
     coordinator_config,
-    memory_options,
     open_model,
-    worker_command,
     worker_memory_bytes,
 )
-from butterfly.embedded.door import open_door, told_host
+from butterfly.embedded.door import Door, open_door, told_host
+from butterfly.embedded.place_filling import PlaceFiller
 from butterfly.embedded.watching import Watching, unwatched
+from butterfly.embedded.workforce import names_to_start, open_launcher, worker_names
 from butterfly.errors import LaunchError
 from butterfly.folders import state_folder
 from butterfly.grammars import GrammarCompiler
@@ -75,42 +76,19 @@ def embedded_cluster(config: ClusterConfig, watching: Watching = unwatched) -> I
     The cluster loads in the background: `wait_until_ready`. Raises ModelError, ConfigError, LaunchError.
     """
     model = open_model(config, watching)
-    names = [f"worker-{index}" for index in range(config.num_workers)]
-    prefixes = dict(zip(names, config.worker_prefixes, strict=False))
-    memory_bytes = dict(zip(names, worker_memory_bytes(config), strict=True))
+    memory_bytes = dict(zip(worker_names(config.num_workers), worker_memory_bytes(config), strict=False))
     weights = choose_weights(config, model, memory_bytes)
     model = models.with_weights(model, config.dtype, weights)
     settings = coordinator_config(config, model, weights)
     with ExitStack() as stack:
         ending = _QuietEnding()
         stack.callback(ending.over)
-        state = CoordinatorState(state_folder()) if config.is_open else None
-        keys = state.keys if state else KeyPair.generate()
-        host, told = config.listen_host, told_host(config.listen_host)
-        transport = ZmqTransport(COORDINATOR, keys, host, encrypt=config.encrypt, advertised_host=told)
-        stack.callback(transport.close)
-        inbox = transport.open_inbox(config.listen_port + 1 if config.is_open else 0)
-        door = stack.enter_context(open_door(config, state, transport, inbox, model)) if state else None
-        settings = msgspec.structs.replace(settings, blobs=door.blobs if door else None)
-        launcher = stack.enter_context(LocalLauncher(worker_command(config), prefixes, memory_options(memory_bytes)))
+        border = stack.enter_context(_open_border(config, model))
+        settings = msgspec.structs.replace(settings, blobs=border.door.blobs if border.door else None)
+        launcher = open_launcher(config, memory_bytes)
+        stack.enter_context(launcher)
         metrics = Metrics()
-        coordinator = Coordinator(
-            PipelineModel(model),
-            launcher,
-            transport,
-            inbox,
-            settings,
-            ClusterState(
-                names,
-                time.monotonic(),
-                Deadlines(heartbeat_timeout_s=config.heartbeat_timeout_s),
-                is_open=config.is_open,
-            ),
-            metrics,
-            revoked=door.revoked if door else lambda: (),
-        )
-        for name in names:
-            start_worker(name, inbox.address, transport, launcher)
+        coordinator = _start_workers(config, settings, model, launcher, border, metrics)
         grammars = GrammarCompiler(model.tokenizer, model.eos_token_ids, model.spec.vocab_size)
         if model.eos_token_ids:  # without, no output could end where its grammar is complete: all are refused
             grammars.prepare()  # now, while the workers start: later it would hold up a request, and all others
@@ -118,8 +96,66 @@ def embedded_cluster(config: ClusterConfig, watching: Watching = unwatched) -> I
         stack.callback(client.stop, "the server stopped")
         client.start()
         stack.callback(ending.begins)
-        line = door.join_line if door else ""
+        line = border.door.join_line if border.door else ""
         yield EmbeddedCluster(model, client, grammars, metrics, coordinator.statistics, watching, weights, line)
+
+
+class _Border(NamedTuple):
+    """Where workers reach the coordinator."""
+
+    transport: ZmqTransport
+    inbox: Inbox
+    door: Door | None
+
+
+@contextmanager
+def _open_border(config: ClusterConfig, model: models.Model) -> Iterator[_Border]:
+    """The door is open to strangers only if others may join; to fetch tensors, also for workers on other machines."""
+    state = CoordinatorState(state_folder()) if config.is_open else None
+    keys = state.keys if state else KeyPair.generate()
+    told = told_host(config)
+    transport = ZmqTransport(COORDINATOR, keys, config.listen_host, encrypt=config.encrypt, advertised_host=told)
+    with closing(transport):
+        inbox = transport.open_inbox(config.listen_port + 1 if config.is_open else 0)
+        if not (config.is_open or config.ray_address):
+            yield _Border(transport, inbox, None)
+            return
+        with open_door(config, state, transport, inbox, model) as door:
+            yield _Border(transport, inbox, door)
+
+
+def _start_workers(
+    config: ClusterConfig,
+    settings: CoordinatorConfig,
+    model: models.Model,
+    launcher: LocalLauncher | RayLauncher,
+    border: _Border,
+    metrics: Metrics,
+) -> Coordinator:
+    """Start them, and return the coordinator that waits for them."""
+    names = names_to_start(config, launcher)
+    deadlines = Deadlines(heartbeat_timeout_s=config.heartbeat_timeout_s)
+    state = ClusterState(names, time.monotonic(), deadlines, is_open=config.takes_newcomers)
+
+    def invite(name: str) -> None:
+        start_worker(name, border.inbox.address, border.transport, launcher)
+
+    filler = None
+    if config.fills_places and isinstance(launcher, RayLauncher):
+        filler = PlaceFiller(launcher, invite, state, names, deadlines)
+    coordinator = Coordinator(
+        PipelineModel(model),
+        launcher if filler is None else filler,
+        border.transport,
+        border.inbox,
+        settings,
+        state,
+        metrics,
+        revoked=border.door.revoked if border.door else lambda: (),
+    )
+    for name in names:
+        invite(name)
+    return coordinator
 
 
 class _QuietEnding:

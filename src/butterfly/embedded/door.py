@@ -1,4 +1,4 @@
-"""The door of a cluster that others may join: who knocks is judged, who is in may fetch the model's tensors."""
+"""The door of a cluster: who knocks is judged, if others may join, and who is in may fetch the model's tensors."""
 
 from __future__ import annotations
 
@@ -9,64 +9,82 @@ from typing import NamedTuple
 
 from butterfly import __version__, models
 from butterfly.blobs import FileDigests
-from butterfly.calls import Answer, Call, Knock, Welcome
+from butterfly.calls import Answer, Call, Knock, Refused, Welcome
 from butterfly.communication import Buffer, Caller, Inbox, ZmqTransport, local_host_towards
 from butterfly.communication.identity import CoordinatorState, advertise
 from butterfly.config import ClusterConfig
 from butterfly.coordinator.admission import Admission
+from butterfly.embedded.workforce import is_own_name
 from butterfly.errors import CommunicationError
 from butterfly.messages import PeerAddress
 from butterfly.models.cache import cache_folder
 from butterfly.models.tensor_shelf import TensorShelf
 
 _WILDCARDS = ("0.0.0.0", "*", "::")
-_ANYWHERE = "tcp://192.0.2.1:9"  # an address of nobody (RFC 5737): only the way there is asked for, nothing is sent
+_ANYWHERE = "192.0.2.1:9"  # an address of nobody (RFC 5737): only the way there is asked for, nothing is sent
+_NOBODY_JOINS = Refused(reason="nobody may join this server: it was started without --listen HOST:PORT")
 
 
 class Door(NamedTuple):
     """An open door."""
 
-    join_line: str  # with the secret: for the terminal of whoever started the server
+    join_line: str  # with the secret: for the terminal of whoever started the server; empty: nobody may join, or knows
     blobs: PeerAddress  # where tensors are to be had
     revoked: Callable[[], Sequence[str]]  # workers that were let in and may not stay
 
 
-def told_host(host: str) -> str:
-    """The address that other machines are told, for one to listen at."""
-    if host not in _WILDCARDS:
-        return host
+def told_host(config: ClusterConfig) -> str:
+    """The address that workers are told, for the one to listen at."""
+    if config.listen_host not in _WILDCARDS:
+        return config.listen_host
+    is_address = ":" in config.ray_address
     try:
-        return local_host_towards(_ANYWHERE)
+        return local_host_towards(f"tcp://{config.ray_address if is_address else _ANYWHERE}")
     except CommunicationError:  # a machine with no network at all
         return "127.0.0.1"
 
 
 @contextmanager
 def open_door(
-    config: ClusterConfig, state: CoordinatorState, transport: ZmqTransport, inbox: Inbox, model: models.Model
+    config: ClusterConfig, state: CoordinatorState | None, transport: ZmqTransport, inbox: Inbox, model: models.Model
 ) -> Iterator[Door]:
-    """Answer at the port of the configuration until the block ends. Raises ConfigError, CommunicationError."""
-    names = [f"worker-{index}" for index in range(config.num_workers)]
-    welcome = Welcome(
-        name="", inbox_port=_port_of(inbox.address), inbox_name=inbox.address.name, encrypt=config.encrypt
-    )
-    admission = Admission(
-        state.book, welcome, transport.admit, version=__version__, is_reserved=lambda name: name in names
-    )
+    """Answer at the port of the configuration, or at any, until the block ends. Without a state, nobody may join.
+
+    Raises ConfigError, CommunicationError.
+    """
+    admission = _admission(config, state, transport, inbox) if state else None
     with ExitStack() as stack:
         shelf = stack.enter_context(closing(TensorShelf(model, FileDigests(cache_folder() / "digests.jsonl"))))
 
         def answer(caller: Caller, call: Call) -> Answer | tuple[Answer, Buffer]:
-            return admission.answer(caller, call, time.time()) if isinstance(call, Knock) else shelf.answer(call)
+            if not isinstance(call, Knock):
+                return shelf.answer(call)
+            return admission.answer(caller, call, time.time()) if admission else _NOBODY_JOINS
 
         service = stack.enter_context(closing(transport.open_service(answer, config.listen_port)))
-        host = told_host(config.listen_host)
+        if state is None or admission is None:
+            yield Door("", service.address, lambda: ())
+            return
+        host = told_host(config)
         state.remember_address(host, config.listen_port)
         if config.discoverable:
             stack.enter_context(advertise(host, config.listen_port, transport.public_key, model.spec.name))
         secret = state.own_secret(time.time())
         line = state.line((host, config.listen_port), secret).text if secret else ""
         yield Door(line, service.address, admission.revoked_names)
+
+
+def _admission(config: ClusterConfig, state: CoordinatorState, transport: ZmqTransport, inbox: Inbox) -> Admission:
+    welcome = Welcome(
+        name="", inbox_port=_port_of(inbox.address), inbox_name=inbox.address.name, encrypt=config.encrypt
+    )
+    return Admission(
+        state.book,
+        welcome,
+        transport.admit,
+        version=__version__,
+        is_reserved=lambda name: is_own_name(config, name),
+    )
 
 
 def _port_of(address: PeerAddress) -> int:

@@ -13,10 +13,10 @@ import typer
 
 from butterfly.api import ApiKeys, BoundPort, ServedModel
 from butterfly.cli.main import app
-from butterfly.cli.options import split_prefixes
+from butterfly.cli.options import parse_listen, split_prefixes
 from butterfly.cli.serve import announce, check_reach, serve, tls_files, warn_of_eavesdroppers
 from butterfly.config import ClusterConfig
-from butterfly.errors import ConfigError, LaunchError
+from butterfly.errors import CommunicationError, ConfigError, LaunchError
 from butterfly.specs import ClusterStatus, Plan
 from tests.unit.api.doubles import ByteTokenizer
 
@@ -114,7 +114,13 @@ def test_options_reach_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--prefix-reuse", "some"), ("--kv-tokens", "-1"), ("--request-timeout", "-1"), ("--max-batched-tokens", "0")],
+    [
+        ("--workers", "-1"),
+        ("--prefix-reuse", "some"),
+        ("--kv-tokens", "-1"),
+        ("--request-timeout", "-1"),
+        ("--max-batched-tokens", "0"),
+    ],
 )
 def test_wrong_values_are_wrong_usage(option: str, value: str) -> None:
     with pytest.raises(typer.TyperException) as refused:
@@ -153,6 +159,53 @@ def test_the_command_does_not_grow_by_accident() -> None:
 
     assert len([parameter for parameter in parameters if parameter.param_type_name == "option"]) <= 37
     assert all(getattr(parameter, "help", None) for parameter in parameters)
+
+
+def test_with_ray_every_node_gets_a_worker_unless_a_number_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[ClusterConfig] = []
+
+    @contextmanager
+    def no_cluster(config: ClusterConfig, watching: object) -> Iterator[None]:
+        configs.append(config)
+        raise LaunchError("enough")
+        yield
+
+    monkeypatch.setattr("butterfly.cli.serve.embedded_cluster", no_cluster)
+    for words in ((), ("--workers", "0"), ("--workers", "2"), ("--workers", "0", "--all-workers")):
+        with pytest.raises(LaunchError, match="enough"):
+            _serve("--ray", "127.0.0.1:6379", *words)
+    assert [config.num_workers for config in configs] == [0, 0, 2, 0]
+    assert [config.fills_places for config in configs] == [True, True, False, True]
+    assert [config.constraints.use_all for config in configs] == [False, False, True, True]
+    assert {(config.ray_address, config.listen_host) for config in configs} == {("127.0.0.1:6379", "127.0.0.1")}
+
+
+def test_an_address_of_ray_is_checked_before_anything_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="'ray://there' is no address; write HOST:PORT"):
+        _serve("--ray", "ray://there")
+    with pytest.raises(ConfigError, match="--ray auto does not say where the nodes are: add --listen HOST"):
+        _serve("--ray", "auto")
+
+    def no_way(endpoint: str) -> str:
+        raise CommunicationError(f"there is no way from here to {endpoint}")
+
+    monkeypatch.setattr("butterfly.cli.options.local_host_towards", no_way)
+    with pytest.raises(ConfigError, match=r"--ray 10\.0\.0\.1:6379: there is no way from here"):
+        _serve("--ray", "10.0.0.1:6379")
+
+
+@pytest.mark.parametrize(
+    ("text", "ray", "address"),
+    [
+        ("", "", ("127.0.0.1", 0)),
+        ("", "127.0.0.1:6379", ("127.0.0.1", 0)),
+        ("10.0.0.5", "auto", ("10.0.0.5", 0)),
+        ("10.0.0.5:7700", "127.0.0.1:6379", ("10.0.0.5", 7700)),
+        ("::1", "", ("::1", 0)),
+    ],
+)
+def test_where_workers_reach_the_server(text: str, ray: str, address: tuple[str, int]) -> None:
+    assert parse_listen(text, discoverable=False, ray=ray) == address
 
 
 def test_words_before_a_worker_are_split_as_a_shell_does() -> None:

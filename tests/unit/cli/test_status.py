@@ -9,7 +9,7 @@ import pytest
 import trustme
 
 from butterfly.api import ApiKeys, ApiServer, BoundPort, TlsFiles, create_app
-from butterfly.cli.status import client_key, fetch_status
+from butterfly.cli.status import RunningServer, client_key
 from butterfly.errors import ConfigError
 from tests.unit.api.doubles import ByteTokenizer, ScriptedEngine, served_model
 
@@ -36,29 +36,29 @@ def url(folder: Path) -> Iterator[str]:
 
 
 def test_with_key_and_certificate_it_answers(url: str, folder: Path) -> None:
-    assert fetch_status(f"{url}/v1", KEY, folder / "authority.pem").model == "tiny"
+    assert RunningServer(f"{url}/v1", KEY, folder / "authority.pem").status().model == "tiny"
 
 
 def test_a_refused_key_is_explained(url: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match="wants an API key: give --api-key or BUTTERFLY_API_KEY"):
-        fetch_status(url, "", folder / "authority.pem")
+        RunningServer(url, "", folder / "authority.pem").status()
     with pytest.raises(ConfigError, match="does not know this API key: check --api-key or BUTTERFLY_API_KEY") as wrong:
-        fetch_status(url, "sk-eve-0123456789", folder / "authority.pem")
+        RunningServer(url, "sk-eve-0123456789", folder / "authority.pem").status()
     assert "sk-eve" not in str(wrong.value)
 
 
 def test_a_certificate_that_nobody_vouches_for_is_explained(url: str) -> None:
     with pytest.raises(ConfigError, match=r"CERTIFICATE_VERIFY_FAILED.*; give the certificate with --ca-file"):
-        fetch_status(url, KEY)
+        RunningServer(url, KEY).status()
 
 
 def test_files_that_are_no_certificate(url: str, tmp_path: Path) -> None:
     notes = tmp_path / "notes.pem"
     notes.write_text("Dear diary,")
     with pytest.raises(ConfigError, match=r"notes\.pem is no certificate in PEM form; check --ca-file"):
-        fetch_status(url, KEY, notes)
+        RunningServer(url, KEY, notes).status()
     with pytest.raises(ConfigError, match=r"nothing\.pem: No such file or directory; check --ca-file"):
-        fetch_status(url, KEY, tmp_path / "nothing.pem")
+        RunningServer(url, KEY, tmp_path / "nothing.pem").status()
 
 
 @pytest.mark.parametrize(

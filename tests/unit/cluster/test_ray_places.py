@@ -85,6 +85,31 @@ def test_a_worker_whose_node_is_gone_goes_to_another() -> None:
     assert places.take("w0").node == node(2)
 
 
+def test_the_place_of_a_worker_that_was_told_to_end_stays_empty_until_its_node_is_gone() -> None:
+    places = places_of(node(1), node(2))
+    places.take("w0")
+    places.take("w1")
+    places.retire("w1")
+    assert places.num_free() == 0
+    with pytest.raises(LaunchError):
+        places.take("w2")
+    places.see([node(1)])
+    assert places.num_free() == 0
+    places.see([node(1), node(3)])
+    assert places.num_free() == 1
+    assert places.take("w2").node == node(3)
+
+
+def test_a_worker_that_was_told_to_end_may_come_back() -> None:
+    places = places_of(node(1))
+    places.take("w0")
+    places.retire("w0")
+    assert places.take("w0").node == node(1)
+    places.see([])
+    places.see([node(2)])
+    assert places.num_free() == 0  # it is for w0
+
+
 def test_two_nodes_of_one_host_are_two() -> None:
     twin = RayNode(node_id="twin", host=node(1).host, num_cpus=4, num_gpus=0)
     places = places_of(node(1), twin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
 import pytest
 
 from butterfly.config import ClusterConfig
@@ -16,6 +17,7 @@ from butterfly.embedded.building import (
     log_level_name,
     memory_options,
     open_model,
+    ray_arguments,
     worker_command,
     worker_memory_bytes,
 )
@@ -62,8 +64,35 @@ def test_a_worker_is_told_its_share() -> None:
     config = ClusterConfig(model=TINY, num_workers=2, num_threads=3, device="cpu", encrypt=False)
     command = [*worker_command(config), *memory_options({"worker-0": 1 << 30})["worker-0"]]
     assert command[1:6] == ["-m", "butterfly", "worker", "--invitation", "-"]
-    assert command[6:10] == ["--device", "cpu", "--threads", "3"]
-    assert command[-3:] == ["--no-encrypt", "--memory", str(1 << 30)]
+    assert command[6:8] == ["--device", "cpu"]
+    assert command[-5:] == ["--no-encrypt", "--threads", "3", "--memory", str(1 << 30)]
+
+
+def test_a_worker_of_ray_is_told_only_what_somebody_said() -> None:
+    config = ClusterConfig(model=TINY, num_workers=0, ray_address="10.0.0.1:6379")
+    silent = ray_arguments(config)
+    assert silent[:5] == ["-m", "butterfly", "worker", "--invitation", "-"]
+    assert not {"--threads", "--memory", "--no-encrypt"} & set(silent)
+    assert worker_memory_bytes(config) == ()
+    said = msgspec.structs.replace(config, num_threads=3, memory_bytes=(1 << 30,), device="cuda")
+    assert ray_arguments(said)[-4:] == ["--threads", "3", "--memory", str(1 << 30)]
+    assert "cuda" in ray_arguments(said)
+    several = msgspec.structs.replace(config, num_workers=2, memory_bytes=(5, 7))
+    assert "--memory" not in ray_arguments(several)
+    assert worker_memory_bytes(several) == (5, 7)
+
+
+def test_what_fits_on_machines_of_ray_is_not_known_yet() -> None:
+    config = ClusterConfig(model=TINY, num_workers=2, ray_address="10.0.0.1:6379")
+    assert choose_weights(config, open_model(config, unwatched), {}) == "int4"
+    with pytest.raises(InfeasiblePlanError):
+        choose_weights(config, open_model(config, unwatched), {"worker-0": 1000, "worker-1": 1000})
+
+
+def test_words_before_a_worker_are_not_for_ray() -> None:
+    config = ClusterConfig(model=TINY, num_workers=1, worker_prefixes=(("nice",),), ray_address="10.0.0.1:6379")
+    with pytest.raises(ConfigError, match="with --ray, Ray starts them"):
+        open_model(config, unwatched)
 
 
 @pytest.mark.parametrize(("given", "each"), [((5, 7), (5, 7)), ((5,), (5, 5))], ids=["one for each", "one for all"])

@@ -286,7 +286,10 @@ def test_an_introduction_lasts_until_the_coordinator_ends_it(start_cluster: Star
         outbox.send(Probe(epoch=0, number=2, reply_to=cluster.address("w2")), timeout_s=0.05)
 
 
-def test_only_the_coordinator_asks_for_measurements(start_cluster: StartCluster) -> None:
+def test_only_the_coordinator_asks_for_measurements(
+    start_cluster: StartCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Orders of a peer are refused, and are no failure of the one who refuses."""
     cluster = start_cluster("w0", "w1")
     cluster.introduce("w0", "w1")
     cluster.coordinator.send("w0", ProbeLinks(epoch=0, peers=(cluster.address("w1"),)))
@@ -294,7 +297,11 @@ def test_only_the_coordinator_asks_for_measurements(start_cluster: StartCluster)
     for message in (request(), ProbeLinks(epoch=0, peers=()), Introduce(epoch=0, peers=())):
         with closing(cluster.outbox_to(cluster.transports["w1"], "w0")) as outbox:
             outbox.send(message, timeout_s=PATIENCE_S)
-        assert cluster.failure() == f"w1 sent a {type(message).__name__}, which is not its to send"
+    cluster.coordinator.send("w0", ProbeLinks(epoch=0, peers=(cluster.address("w1"),)))
+    assert isinstance(cluster.coordinator.next(LinksProbed, Failed).message, LinksProbed)
+    cluster.coordinator.send("w0", load_of("w0"))
+    assert isinstance(cluster.coordinator.next(Loaded, Failed).message, Loaded)  # by now it has seen them all
+    assert "refused a message: w1 sent a Profile, which is not its to send" in caplog.text
 
 
 def test_links_are_measured_over_real_sockets() -> None:
