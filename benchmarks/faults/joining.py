@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from benchmarks.bench import terminate
 from benchmarks.faults.running import Cluster, make_prompts
 from benchmarks.processes import running, wait_until_ready
 from butterfly.specs import ClusterStatus
@@ -30,6 +32,7 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--max-tokens", type=int, default=200, help="of each stream")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, terminate)
     with tempfile.TemporaryDirectory(prefix="butterfly-joining-") as folder:
         environment = {**os.environ, "BUTTERFLY_STATE": str(Path(folder) / "server")}
         argv = [*_BUTTERFLY, "serve", options.model, "--workers", "1", "--threads", "1", "--start-with", "taskset -c 0"]

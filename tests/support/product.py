@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -72,14 +72,18 @@ def eventually(is_so: Callable[[], bool], within_s: float) -> bool:
 class Server:
     """`butterfly serve` with local workers on a free port. Leaving the block stops it as Ctrl-C does."""
 
-    def __init__(self, *options: str, workers: int = 3, model: str = MODEL) -> None:
-        self._complaints = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed by __exit__
+    def __init__(
+        self, *options: str, workers: int = 3, model: str = MODEL, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`environment`: beside what is inherited."""
+        self._complaints = tempfile.TemporaryFile(mode="a+")  # noqa: SIM115 - closed by __exit__
         self.process = subprocess.Popen(
             [*BUTTERFLY, "serve", model, "--workers", str(workers), "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=self._complaints,
             text=True,
             start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
         self._num_workers = workers
         self.announcement = ""
@@ -92,12 +96,16 @@ class Server:
 
     def wait_ready(self) -> Self:
         """Read what it prints up to the address that it announces."""
+        self.url = self.read_to(r"at (http://\S+)/v1")
+        return self
+
+    def read_to(self, pattern: str) -> str:
+        """Read what it prints up to a line with the pattern; return the pattern's first group."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.announcement += line
-            if found := re.search(r"at (http://\S+)/v1", line):
-                self.url = found[1]
-                return self
+            if found := re.search(pattern, line):
+                return found[1]
         raise AssertionError(f"the server ended with code {self.process.wait()}: {self.complaints()}")
 
     def workers(self) -> list[psutil.Process]:

@@ -12,9 +12,11 @@ _LOOK_S = 0.02
 
 
 class TcpProxy:
-    """Forwards 127.0.0.1:`port` to `target_port`, on a thread of its own, until the end of its `with` block."""
+    """Forwards `host`:`port` to 127.0.0.1:`target_port`, on a thread of its own, until the end of its `with` block."""
 
-    def __init__(self, target_port: int, *, cut_after_bytes: int | None = None) -> None:
+    def __init__(
+        self, target_port: int, *, host: str = "127.0.0.1", port: int = 0, cut_after_bytes: int | None = None
+    ) -> None:
         """`cut_after_bytes`: the first connection is cut when so many bytes have come back from the target."""
         self.to_target = bytearray()
         self.from_target = bytearray()
@@ -22,7 +24,7 @@ class TcpProxy:
         self.num_cuts = 0
         self._target_port = target_port
         self._cut_after_bytes = cut_after_bytes
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, port))
         self.port = int(self._listener.getsockname()[1])
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -54,7 +56,11 @@ class TcpProxy:
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
-        target = socket.create_connection(("127.0.0.1", self._target_port))
+        try:
+            target = socket.create_connection(("127.0.0.1", self._target_port))
+        except OSError:  # nobody is there now
+            client.close()
+            return
         self.num_connections += 1
         for here, there, record in ((client, target, self.to_target), (target, client, self.from_target)):
             self._other_end[here] = there, record

@@ -32,6 +32,7 @@ from butterfly.messages import Message, PeerAddress
 _QUEUED_MESSAGES = 16
 _MAX_FRAME_BYTES = 1 << 30  # longer frames close the connection before any memory is taken
 _ZERO_COPY_BYTES = 64 << 10  # below, copying is cheaper than keeping track of the buffer
+_SCHEME = "tcp://"
 _LINGER_MS = 250  # for a last message (Shutdown, Failed) just before a close
 _RECONNECT_MS, _MAX_RECONNECT_MS = 50, 1000
 _HANDSHAKE_MS = 10_000  # also how long a key that is not admitted is left waiting
@@ -173,6 +174,9 @@ class ZmqTransport:
 
     def _connect(self, client: _Socket, peer: PeerAddress, *, encrypt: bool) -> None:
         """Raises CommunicationError for what cannot be an address, and then the socket is closed."""
+        if not peer.endpoint.startswith(_SCHEME):  # a peer's word must not lead to sockets inside this machine
+            client.close()
+            raise CommunicationError(f"the address of {peer.name} is no {_SCHEME}: {peer.endpoint!r}", peer.name)
         self._configure(client, ipv6="[" in peer.endpoint)
         client.immediate = True  # queue for a live connection only, so that a missing peer is a timeout
         client.reconnect_ivl, client.reconnect_ivl_max = _RECONNECT_MS, _MAX_RECONNECT_MS

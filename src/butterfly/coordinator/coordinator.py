@@ -12,13 +12,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from msgspec.structs import replace
 
 from butterfly import cluster
-from butterfly.cluster import ClusterState, Launcher
+from butterfly.cluster import ClusterState, IllegalTransitionError, Launcher
 from butterfly.communication import EpochGate, Inbox, Received, Transport
 from butterfly.coordinator.config import CoordinatorConfig, PipelineModel, constraints_among, scheduler_config
+from butterfly.coordinator.hearing import Moves, event_of, joined
 from butterfly.coordinator.measurement import Measurement
 from butterfly.coordinator.pipeline import Pipeline
 from butterfly.coordinator.serving import Serving
@@ -37,10 +39,8 @@ from butterfly.messages import (
     Failed,
     Heartbeat,
     Join,
-    Leave,
     LinksProbed,
-    Loaded,
-    LoadProgress,
+    Message,
     Ping,
     Probe,
     Profiled,
@@ -51,13 +51,12 @@ from butterfly.monitoring import Metrics, StepStatistics
 from butterfly.partitioning import plan as make_plan
 from butterfly.partitioning import speed_at, trip_s
 from butterfly.scheduling import Scheduler
-from butterfly.specs import ClusterStatus, NodeSpec, Plan, Recovery, StepPlan, StepResult
+from butterfly.specs import ClusterStatus, Plan, StepPlan, StepResult
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.2
 _STEP_SEND_S = 0.25  # then look around: a process that ended says more than a send that failed
 _GREETING_S = 0.2
-_REMEMBERED_MOVES = 8
 
 
 class Coordinator:
@@ -87,7 +86,7 @@ class Coordinator:
         self._is_issuing = False  # else they are held
         self._unsent: StepPlan | None = None  # a step that the first stage has not taken yet
         self._plan: Plan | None = None
-        self._recoveries: deque[Recovery] = deque(maxlen=_REMEMBERED_MOVES)
+        self._moves = Moves()
         self._events: deque[cluster.Event] = deque()
         self._is_handling = False
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -115,6 +114,8 @@ class Coordinator:
         status, measured = self._status, self.statistics.lone_stream()
         if measured is None or status.plan is None or status.cluster is None:
             return status
+        if not {stage.worker for stage in status.plan.stages} <= {node.name for node in status.cluster.nodes}:
+            return status  # one of them is lost, and nothing is predicted of a plan that cannot run
         predicted = speed_at(status.plan, self._model.footprint, status.cluster, measured.context)
         return replace(status, measured=measured, predicted=predicted)
 
@@ -236,54 +237,45 @@ class Coordinator:
         if not is_newcomer and not self._gate.admits(message, sender):
             self._metrics.message_dropped()
             return
+        try:
+            self._act_on(message, sender, now_s)
+        except IllegalTransitionError as error:  # a worker that keeps to the protocol causes none
+            _log.error("%s", error)
+            self._worker_failed(sender, f"sent a {type(message).__name__} out of turn")
+
+    def _act_on(self, message: Message, sender: str, now_s: float) -> None:
         if isinstance(message, Result):
-            self._finish_step(message)
-        elif isinstance(message, Heartbeat):
-            resident, kv_used = message.resident_bytes, message.kv_used_bytes
+            self._finish_step(message, sender)
+            return
+        if isinstance(message, Heartbeat):
             self._watch.hear(sender, now_s, message.last_step_id if message.epoch == self._gate.epoch else 0)
-            self._metrics.worker_beat(sender, resident_bytes=resident, kv_used_bytes=kv_used)
-            self._handle(cluster.WorkerBeat(now_s=now_s, worker=sender, resident_bytes=resident, kv_used_bytes=kv_used))
+            self._metrics.worker_beat(
+                sender, resident_bytes=message.resident_bytes, kv_used_bytes=message.kv_used_bytes
+            )
+        if (event := event_of(message, sender, now_s)) is not None:
+            self._handle(event)
         elif isinstance(message, Join):
             self._join(message, sender, now_s)
-        elif isinstance(message, Leave):
-            self._handle(cluster.WorkerLeft(now_s=now_s, worker=sender, reason=message.reason))
         elif isinstance(message, Profiled | LinksProbed):
             self._measurement.take(message, sender)
         elif isinstance(message, Probe):
             self._pipeline.try_send(sender, Echo(epoch=message.epoch, number=message.number))
-        elif isinstance(message, LoadProgress):
-            self._handle(
-                cluster.WorkerLoadProgressed(
-                    now_s=now_s, worker=sender, loaded_bytes=message.loaded_bytes, total_bytes=message.total_bytes
-                )
-            )
-        elif isinstance(message, Loaded):
-            self._handle(cluster.WorkerLoaded(now_s=now_s, worker=sender, weight_bytes=message.weight_bytes))
         elif isinstance(message, Failed):
             self._take_failure(message, sender)
         else:
             raise ProtocolError(f"{sender} sent a {type(message).__name__}, which a coordinator never receives", sender)
 
     def _join(self, join: Join, sender: str, now_s: float) -> None:
+        event = joined(join, sender, now_s)
         is_new = self._pipeline.admit(join, sender)
         self._pipeline.try_send(sender, Ping(epoch=self._gate.epoch), _GREETING_S)
         if is_new:
             self._watch.hear(sender, now_s)
-            node = NodeSpec(
-                name=sender,
-                memory_bytes=join.memory_bytes,
-                memory_bandwidth_bytes_per_s=join.memory_bandwidth_bytes_per_s,
-                device=join.device,
-            )
-            self._handle(
-                cluster.WorkerJoined(
-                    now_s=now_s, worker=sender, node=node, host=join.host, pid=join.pid, last_epoch=join.last_epoch
-                )
-            )
+            self._handle(event)
 
     def _take_failure(self, failed: Failed, sender: str) -> None:
-        """A worker that cannot hand on says whom it does not reach: that one is more likely to be gone."""
-        if failed.unreachable_peer in self._staged:
+        """A stage that cannot hand on says so: the next one is more likely to be gone. Others can accuse nobody."""
+        if (sender, failed.unreachable_peer) in pairwise(self._staged):
             self._worker_failed(failed.unreachable_peer, f"does not take what {sender} sends: {failed.reason}")
         else:
             self._worker_failed(sender, failed.reason, out_of_memory=failed.out_of_memory)
@@ -293,7 +285,9 @@ class Coordinator:
         """The workers of the plan, in pipeline order."""
         return [stage.worker for stage in self._plan.stages] if self._plan else []
 
-    def _finish_step(self, result: Result) -> None:
+    def _finish_step(self, result: Result, sender: str) -> None:
+        if not self._staged or sender != self._staged[-1]:
+            raise ProtocolError(f"{sender} sent the result of a step, which the last stage sends", sender)
         if self._serving is not None:
             finished = StepResult(
                 step_id=result.step_id, samples=result.samples, timings=result.timings, scores=result.scores
@@ -413,15 +407,6 @@ class Coordinator:
         self._handle(cluster.StopRequested(now_s=time.monotonic(), reason=reason))
         self._stopped = True
 
-    def _note_recovery(self) -> tuple[Recovery, ...]:
-        """The last moves, with what is now known of the newest."""
-        newest = self._state.recovery
-        if newest is not None:
-            if self._recoveries and self._recoveries[-1].noticed_s == newest.noticed_s:
-                self._recoveries.pop()
-            self._recoveries.append(newest)
-        return tuple(self._recoveries)
-
     def _snapshot(self) -> ClusterStatus:
         counts = self._serving.counts if self._serving else None
         return ClusterStatus(
@@ -429,12 +414,12 @@ class Coordinator:
             epoch=self._gate.epoch,
             model=self._model.name,
             workers=self._state.snapshot(),
-            plan=self._plan,
+            plan=self._state.plan,
             running_requests=counts.num_running if counts else 0,
             waiting_requests=counts.num_waiting if counts else 0,
             kv_used_tokens=counts.used_tokens if counts else 0,
             kv_kept_tokens=counts.kept_tokens if counts else 0,
             detail=self._state.detail,
             cluster=self._state.cluster,
-            recoveries=self._note_recovery(),
+            recoveries=self._moves.note(self._state.recovery),
         )

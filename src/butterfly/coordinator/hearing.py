@@ -11,6 +11,7 @@ from butterfly.messages import Heartbeat, Join, Leave, Loaded, LoadProgress, Mes
 from butterfly.specs import NodeSpec, Recovery
 
 _REMEMBERED_MOVES = 8
+_MOST_EPOCH = 1 << 62  # that is believed: what goes on from there must fit into a message, too
 
 
 def event_of(message: Message, sender: str, now_s: float) -> cluster.Event | None:
@@ -44,7 +45,12 @@ def joined(join: Join, sender: str, now_s: float) -> cluster.WorkerJoined:
         )
     node = NodeSpec(name=sender, memory_bytes=join.memory_bytes, memory_bandwidth_bytes_per_s=rate, device=join.device)
     return cluster.WorkerJoined(
-        now_s=now_s, worker=sender, node=node, host=join.host, pid=join.pid, last_epoch=join.last_epoch
+        now_s=now_s,
+        worker=sender,
+        node=node,
+        host=join.host,
+        pid=join.pid,
+        last_epoch=min(join.last_epoch, _MOST_EPOCH),
     )
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from butterfly.communication import EpochGate, Received, Transport
+from butterfly.communication.services.rare_log import RareLog
 from butterfly.errors import ButterflyError, PeerLostError, PeerTimeoutError, ProtocolError, WorkerError
 from butterfly.messages import (
     PROTOCOL_VERSION,
@@ -118,6 +119,7 @@ class WorkerLoop:
         self._last_heard_s = time.monotonic()  # from the coordinator
         self._last_look_s = 0.0  # when long work was last interrupted
         self._stopping = False
+        self._rare_log = RareLog(logger)  # of what peers can cause at will
 
     def request_stop(self) -> None:
         """Make `join` and `serve` return soon. Callable from any thread and from signal handlers."""
@@ -201,7 +203,7 @@ class WorkerLoop:
         try:
             received = self._inbox.receive(timeout_s)
         except ProtocolError as error:
-            self.report(str(error))  # a step may be lost with it, and nobody else knows
+            self._refuse(error.peer, error)
             return None
         if received is not None and received.sender == self._home.name:
             self._last_heard_s = time.monotonic()
@@ -237,7 +239,17 @@ class WorkerLoop:
         except PeerTimeoutError as error:
             self.report(str(error), unreachable_peer=error.peer)
         except ButterflyError as error:
+            self._refuse(sender, error)
+
+    def _refuse(self, sender: str, error: ButterflyError) -> None:
+        """A step or an order may be lost with what this sender got wrong, and nobody else knows.
+
+        Peers that send us neither must not make us confess a failure.
+        """
+        if sender == self._home.name or (self._load is not None and sender == self._load.previous.name):
             self.report(str(error))
+        else:
+            self._rare_log.warning(f"refused a message: {error}")
 
     def _obey(self, message: Message) -> bool:
         """Do what the coordinator says; False when it is nothing that a worker is told."""
