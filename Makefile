@@ -44,8 +44,14 @@ $(MODELS): $(STAMP)
 serve: $(STAMP)
 	$(BIN)/butterfly serve $(MODEL) --workers $(WORKERS) --port $(PORT)
 
+# Those without processes of their own run side by side; the others want the machine for themselves.
 test: $(STAMP) $(MODELS)
+ifeq ($(TESTS),tests)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/contract tests/property tests/unit
+	$(BIN)/python -m pytest tests/e2e tests/exactness tests/multiprocess
+else
 	$(BIN)/python -m pytest $(TESTS)
+endif
 
 test-full: $(STAMP) $(MODELS)
 	$(BIN)/python -m pytest $(TESTS) --full

@@ -96,7 +96,11 @@ def test_a_coordinator_that_was_started_anew_knows_its_workers(door: Door) -> No
     assert door.admitted["desk-2"] == "key-a"
 
 
-@pytest.mark.parametrize("wrong", ["", "x" * 32, SECRET[:-1], SECRET + "A", SECRET.swapcase(), "é" * 32])
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "x" * 32, SECRET[:-1], SECRET + "A", SECRET.swapcase(), "é" * 32],
+    ids=["none", "another", "shorter", "longer", "in the other case", "not ASCII"],
+)
 def test_a_wrong_secret_is_refused(door: Door, wrong: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         answer = refusal(door.knock(secret=wrong))
