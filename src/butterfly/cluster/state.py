@@ -109,10 +109,6 @@ class ClusterState:
         """Return why this worker may not leave, in the planner's words; empty while nothing speaks against it."""
         return self._facts.drains.refusal(worker)
 
-    def quietest_worker(self) -> str:
-        """Return the worker with a stage that was heard of least recently: who to suspect when a step is late."""
-        return min(self._facts.roster.in_phase("ready"), key=lambda member: member.heard_s).name
-
     def snapshot(self) -> tuple[WorkerStatus, ...]:
         """Return the status of every worker: those expected, then the others in the order of their first joining."""
         stages = {stage.worker: stage for stage in self.plan.stages} if self.plan else {}

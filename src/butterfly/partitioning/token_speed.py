@@ -10,7 +10,7 @@ from butterfly.specs import ClusterSpec, ModelFootprint, Plan, StageSpeed, Strea
 def speed_at(plan: Plan, model: ModelFootprint, cluster: ClusterSpec, context: int) -> StreamSpeed:
     """Return where the time of a token goes that a lone stream generates with `context` tokens before it.
 
-    `plan.predicted_tpot_s` is the same at half the workload's context. The cluster must have all nodes of the plan.
+    `plan.predicted_tpot_s` is the same at the workload's mean context. The cluster must have all nodes of the plan.
     """
     problem = Problem.of(model, cluster, WorkloadSpec())
     stages = tuple(

@@ -28,6 +28,8 @@ A step with no sequences may come when only releases or adoptions are left to an
 `update()` sees its (empty) result. News that rides in a step whose loss is followed by `requeue_all()` or `fail_all()`
 is not repeated: stages that live on after a lost step start empty.
 
+Recovery is `requeue_all()`, and `resume(config)` once there are stages that hold nothing: requests keep their tokens.
+
 Results come in the order in which steps were sent, as a pipeline gives them.
 
 The one-hour change, another policy: write a key beside `policy.fair_share`, pass it as

@@ -27,6 +27,7 @@ def verdict(vitals: dict[str, Vital], stalled_s: float, expected_s: float = 0.04
         (B_IS_SILENT, 8.1, 1.0, "b"),
         (BEATING, 14.0, 0.04, None),  # all live: a slow machine looks like this for a while
         (BEATING, 16.0, 0.04, "a"),  # nobody has handed it on
+        (BEATING | {"spare": Vital(50.0, 0)}, 2.0, 0.04, None),  # it has no stage, so no step waits for it
         (BEATING | {"a": Vital(99.9, 8)}, 16.0, 0.04, "b"),
         (BEATING | {"a": Vital(99.9, 8), "b": Vital(99.8, 9)}, 16.0, 0.04, "c"),
         (dict.fromkeys(STAGES, Vital(99.9, 8)), 16.0, 0.04, "c"),  # its result is lost
