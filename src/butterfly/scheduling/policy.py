@@ -33,6 +33,18 @@ def decode_cap(num_decoding: int, num_slots: int) -> int:
     return -(-num_decoding // num_slots)
 
 
+def prefill_order(sequence: Sequence) -> tuple[int, ...]:
+    """The order in which sequences are prefilled: by priority, then of admission.
+
+    After a recovery come first those that it interrupted: readers in mid-sentence before those who had no token yet,
+    and the shortest first, which makes the mean pause the shortest. They are finitely many, so nobody starves.
+    """
+    state = sequence.state
+    if not state.is_returning:
+        return state.request.priority, 1, sequence.sequence_id
+    return state.request.priority, 0, int(state.num_output_tokens == 0), sequence.num_unscheduled_tokens
+
+
 def first_to_preempt(sequences: Iterable[Sequence]) -> Sequence | None:
     """Return the newest of the lowest priority: the least work is lost, and nobody older waits for it."""
     return max(

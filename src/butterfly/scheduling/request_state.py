@@ -53,6 +53,7 @@ class RequestState:
     num_cached_tokens: int = 0  # that the first admission found in the KV cache
     num_charged_tokens: int = 0  # that its tenant has paid for: computing or sampling one again is free
     was_admitted: bool = False
+    is_returning: bool = False  # it ran when the stages were lost, and has no new token since
     output_counts: Counter[int] = field(default_factory=Counter)  # kept only with penalties
     penalised_prompt_ids: tuple[int, ...] = ()  # each once; filled only with a repetition penalty
     prompt_logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)  # by position
@@ -84,6 +85,7 @@ class RequestState:
     def append(self, sample: SampledToken) -> RequestOutput:
         """Add a sampled token, end the request if it is the last one, and say so."""
         self.tokens.append(sample.token_id)
+        self.is_returning = False
         if self.request.sampling.has_penalties:
             self.output_counts[sample.token_id] += 1
         if sample.token_id in self.request.stop_token_ids:

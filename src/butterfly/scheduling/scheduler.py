@@ -8,6 +8,7 @@ from butterfly.errors import ContextLengthError, InvalidRequestError, Overloaded
 from butterfly.scheduling import policy
 from butterfly.scheduling.config import SchedulerConfig
 from butterfly.scheduling.kv_blocks import require
+from butterfly.scheduling.matching import match_samples, match_scores
 from butterfly.scheduling.request_state import RequestState, Sequence, TokenMatcher
 from butterfly.scheduling.running import RunningSequences
 from butterfly.scheduling.stage_times import StageTimes
@@ -16,8 +17,6 @@ from butterfly.specs import (
     FinishReason,
     Request,
     RequestOutput,
-    SampledToken,
-    ScoredTokens,
     Spec,
     StepPlan,
     StepResult,
@@ -74,6 +73,15 @@ class Scheduler:
             free_tokens=free,
             num_preemptions=self._running.num_preemptions,
         )
+
+    @property
+    def refill_s(self) -> float:
+        """What the slowest stage would take to compute again what running requests have in the KV cache, in seconds.
+
+        0 when none runs, and as long as no step has been measured.
+        """
+        num_tokens = sum(sequence.num_computed_tokens for sequence in self._running.all())
+        return num_tokens * (self._times.per_token_s or 0.0)
 
     @property
     def has_unfinished(self) -> bool:
@@ -159,7 +167,7 @@ class Scheduler:
         step = self._find_step(result.step_id)
         if step is None:
             return []
-        samples, scores = _match_samples(step.plan, result), _match_scores(step.plan, result)
+        samples, scores = match_samples(step.plan, result), match_scores(step.plan, result)
         del self._in_flight[step.plan.slot]
         if step.sequences:
             self._times.record(result.timings, step.plan.num_tokens)
@@ -196,6 +204,7 @@ class Scheduler:
         interrupted = [seq.state for seq in self._running.all() if seq.state.finish_reason is None]
         self._running.forget_all()
         for state in interrupted:
+            state.is_returning = True
             self._waiting.push(state)
 
     def resume(self, config: SchedulerConfig) -> list[RequestOutput]:
@@ -205,7 +214,7 @@ class Scheduler:
         """
         self._config = config
         self._running.start_afresh(config)
-        self._times = StageTimes()
+        self._times.start_afresh()
         capacity = config.num_blocks * config.block_size
         too_long = [
             state for state in self._unfinished.values() if state.num_prompt_tokens + state.max_tokens > capacity
@@ -315,10 +324,13 @@ class Scheduler:
     def _append_chunks(
         self, batch: list[tuple[Sequence, int]], prefilling: list[Sequence], budget: int, *, num_decodes: int
     ) -> None:
-        """Share one chunk's worth of tokens among prompts: by priority, then in order of admission.
+        """Share one chunk's worth of tokens among prompts, see `policy.prefill_order`.
 
-        `num_decodes` is the size of a full decode batch now: what a reader's step is like.
+        `num_decodes` is the size of a full decode batch now: what a reader's step is like. While some readers are not
+        back from a recovery, the others do not hold them up: chunks are then as long as if nobody read.
         """
+        if any(sequence.state.is_returning for sequence in prefilling):
+            num_decodes = 0
         num_waiting = sum(sequence.num_unscheduled_tokens for sequence in prefilling)
         if not num_waiting:
             return
@@ -326,7 +338,7 @@ class Scheduler:
             num_waiting, self._config.num_slots, self._config.first_chunk_tokens, num_decodes=num_decodes
         )
         budget = min(budget, chunk)
-        for sequence in sorted(prefilling, key=lambda seq: seq.state.request.priority):
+        for sequence in sorted(prefilling, key=policy.prefill_order):
             if budget == 0:
                 return
             num_tokens = min(budget, sequence.num_unscheduled_tokens)
@@ -393,21 +405,3 @@ class Scheduler:
             state = self._unfinished.pop(output.request_id)
             self._served.leave(state.request.tenant)
         return output
-
-
-def _match_samples(plan: StepPlan, result: StepResult) -> dict[int, SampledToken]:
-    """Return the samples by sequence id. Raises ProtocolError unless they are what `plan` asks for."""
-    wanted = sorted((s.sequence_id, s.start + s.num_tokens) for s in plan.sequences if s.sampling is not None)
-    got = sorted((sample.sequence_id, sample.position) for sample in result.samples)
-    if wanted != got:
-        raise ProtocolError(f"step {plan.step_id} wants samples for (sequence, position) {wanted} but brought {got}")
-    return {sample.sequence_id: sample for sample in result.samples}
-
-
-def _match_scores(plan: StepPlan, result: StepResult) -> dict[int, ScoredTokens]:
-    """Return the scores by sequence id. Raises ProtocolError unless they are what `plan` asks for."""
-    wanted = sorted((s.sequence_id, s.start + 1, len(s.scored_token_ids)) for s in plan.sequences if s.scored_token_ids)
-    got = sorted((scores.sequence_id, scores.start, len(scores.logprobs)) for scores in result.scores)
-    if wanted != got:
-        raise ProtocolError(f"step {plan.step_id} wants scores for (sequence, start, count) {wanted} but brought {got}")
-    return {scores.sequence_id: scores for scores in result.scores}

@@ -33,6 +33,12 @@ class StageTimes:
         self._per_token_s: float | None = None
         self._num_unfitted = 0
 
+    def start_afresh(self) -> None:
+        """Other stages from now on. The line stays until they have been measured: a chunk depends on the ratio of its
+        two figures, and with other layers both grow alike."""
+        self._steps.clear()
+        self._num_unfitted = 0
+
     def record(self, timings: Sequence[StageTiming], num_tokens: int) -> None:
         """Take in one step."""
         if timings and num_tokens:
