@@ -149,7 +149,7 @@ class Introduce(_Message, frozen=True):
 
 
 class Dismiss(_Message, frozen=True):
-    """Let these workers send to you no more."""
+    """Let these workers send to you no more. One that is told so of itself was given up, and may knock again."""
 
     workers: tuple[str, ...]
 

@@ -67,6 +67,8 @@ class TestOneMore:
     def test_the_last_one_may_not_leave(self, server: OpenServer) -> None:
         answer = server.drain("worker-0")
         assert answer.status_code == 409
+        refusal = "worker-0 is the only worker: another must join before it can leave"
+        assert answer.json()["error"]["message"] == refusal
         assert greedy_texts(server, prompts(1), 4)
 
     def test_who_is_not_there_cannot_leave(self, server: OpenServer) -> None:

@@ -27,7 +27,7 @@ from benchmarks.lab import Node
 from benchmarks.lab.remains import NAMESPACES
 from benchmarks.processes import fetch, running, wait_until_ready
 
-from butterfly.models.cache import CACHE_VARIABLE
+from butterfly.folders import CACHE_VARIABLE
 from butterfly.models.packages import packaged_file
 from butterfly.specs import ClusterStatus, WorkerStatus
 from tests.support.lab import alike, lab_or_skip

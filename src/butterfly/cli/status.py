@@ -14,6 +14,7 @@ import typer
 from rich.table import Table
 
 from butterfly.cli.console import console, format_bytes, format_layers
+from butterfly.cli.moves import moves_table
 from butterfly.cli.speeds import plan_lines, speed_table, warning
 from butterfly.cluster_file import write_cluster
 from butterfly.errors import ConfigError
@@ -39,7 +40,7 @@ def status(
         Path | None, typer.Option(help="Write the cluster as it was measured to this file, for butterfly plan.")
     ] = None,
 ) -> None:
-    """Show the workers of a running server: layers, memory, epoch; and what was predicted beside what is measured."""
+    """Show the workers of a running server, what was predicted beside what is measured, and its last moves."""
     snapshot = RunningServer(url, client_key(api_key, os.environ.get("BUTTERFLY_API_KEY", "")), ca_file).status()
     if export is not None:
         write_cluster(export, measured_cluster(snapshot))
@@ -51,7 +52,12 @@ def status(
         console.print(snapshot.detail, markup=False)
     console.print(f"requests: {snapshot.running_requests} running, {snapshot.waiting_requests} waiting")
     console.print(workers_table(snapshot))
+    for worker in snapshot.workers:
+        if worker.loss and worker.loss not in snapshot.detail:
+            console.print(worker.loss, markup=False, soft_wrap=True)
     print_speeds(snapshot)
+    if snapshot.recoveries:
+        console.print(moves_table(snapshot.recoveries, snapshot.now_s))
 
 
 def measured_cluster(snapshot: ClusterStatus) -> ClusterSpec:

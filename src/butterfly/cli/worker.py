@@ -26,7 +26,7 @@ from butterfly.cli.entering import (
 from butterfly.cli.options import Device, LogLevel, Memory, Threads
 from butterfly.communication import KeyPair, ZmqTransport
 from butterfly.errors import ConfigError
-from butterfly.models.cache import cache_folder
+from butterfly.folders import cache_folder
 from butterfly.option_values import parse_bytes
 from butterfly.worker import hold_lifeline, measure_resources, run_worker
 from butterfly.worker.tensors import TensorCache, TensorSource

@@ -9,7 +9,7 @@ Promises
   epoch, and requests go on. Where nothing fits, every request ends with an error that names the worker, why it was
   lost and what would fit, and the cluster waits for more workers. One that held nothing is only noted.
 - Workers may join while others serve, and come back under their name to the row that they had; they are measured, and
-  moved to only where that pays. `DrainRequested` lets one go without losing a request, or says why not.
+  moved to only where and when that pays. `DrainRequested` lets one go without losing a request, or says why not.
 - Every HoldRequests is followed by one StartServing or FailRequests; no stage is loaded for a plan with a worker that
   is known to be lost; epochs rise, above any that a worker has heard of.
 - Workers that we started and that end are started again, after pauses that grow. Before the first `ready` the loss of
@@ -25,7 +25,7 @@ tests/unit/cluster; a new reaction is one handler and one line of `state._TRANSI
 
 How it fits together: `state` has the table, `attendance` and `progress` its handlers, `decisions` what they have in
 common: what to ask next, what follows from a loss, when to move. `facts` is what is known, made of `roster` (members),
-`measured`, `questions` (what was asked), `drains`; `wording` says it to people.
+`measured`, `questions` (what was asked), `drains`, `offer` (a better plan that waits); `wording` says it to people.
 """
 
 from butterfly.cluster.actions import (

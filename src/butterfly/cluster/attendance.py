@@ -11,7 +11,7 @@ from butterfly.cluster.actions import (
     ShutDownWorkers,
     StopServing,
 )
-from butterfly.cluster.decisions import go_on, react
+from butterfly.cluster.decisions import go_on, react, take_offer
 from butterfly.cluster.events import (
     DrainRequested,
     StopRequested,
@@ -97,7 +97,7 @@ def drain(facts: Facts, event: DrainRequested) -> list[Action]:
 
 
 def ticked(facts: Facts, event: Ticked) -> list[Action]:
-    now_s = event.now_s
+    now_s, facts.refill_s = event.now_s, event.refill_s
     losses = []
     for member in facts.roster:
         if cause := member.missed_deadline(now_s, facts.deadlines, facts.measured_what):
@@ -110,7 +110,7 @@ def ticked(facts: Facts, event: Ticked) -> list[Action]:
         *(ForgetWorker(worker=loss.name) for loss in losses),
         *(RestartWorker(worker=member.name) for member in restarted),
         *ping(facts, event),
-        *(react(facts, losses, now_s) if losses else ()),
+        *(react(facts, losses, now_s) if losses else take_offer(facts, now_s)),
     ]
 
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from butterfly.cluster import wording
 from butterfly.cluster.actions import Action, FailRequests, HoldRequests, StopServing
 from butterfly.cluster.facts import Facts, Loss
+from butterfly.cluster.offer import Offer
 from butterfly.specs import Plan, Recovery
 
-# A move costs every reader a pause and every running request its prefill once more, and predictions are not exact to
-# a few per cent: less than this share of the present plan's cost is not worth it.
+# Predictions are not exact to a few per cent: less than this share of the present plan's cost is not worth a move.
 WORTH_A_MOVE = 0.05
 
 
@@ -83,19 +83,31 @@ def move(facts: Facts, plan: Plan, reason: str, now_s: float) -> list[Action]:
 
 
 def grow(facts: Facts, plan: Plan, now_s: float) -> list[Action]:
-    """Move to a plan that newcomers were thought of in, where that pays; else they stand by."""
-    present = facts.plan
+    """Move to a plan that newcomers were thought of in, when that pays; until then, or for good, they stand by."""
+    present, before = facts.plan, facts.offer
     assert present is not None
-    if plan.cost_s < present.cost_s * (1 - WORTH_A_MOVE):
-        newcomers = [stage.worker for stage in plan.stages if stage.worker not in facts.planned]
-        return move(facts, plan, wording.helps(newcomers, plan, present), now_s)
+    facts.offer = None
     spares = [member for member in facts.roster.in_phase("joined") if member.name in facts.measured]
     for member in spares:
         member.stand_by(now_s)
         member.be_useful(now_s)
+    if plan.cost_s < present.cost_s * (1 - WORTH_A_MOVE):
+        newcomers = [stage.worker for stage in plan.stages if stage.worker not in facts.planned]
+        reason, gain = wording.helps(newcomers, plan, present), 1 - plan.cost_s / present.cost_s
+        facts.offer = Offer(plan, reason, gain, now_s, before.waited_s if before else 0.0)
+        facts.note = wording.waits_for_its_moment(reason)
+        return take_offer(facts, now_s) or go_on(facts, now_s)
     if spares:
         facts.note = wording.stands_by([member.name for member in spares], plan, present)
     return go_on(facts, now_s)
+
+
+def take_offer(facts: Facts, now_s: float) -> list[Action]:
+    """Move to the better plan that waits, if there is one and its moment has come."""
+    offer = facts.offer
+    if facts.phase != "ready" or offer is None or not offer.is_due(facts.refill_s, now_s):
+        return []
+    return [] if facts.questions.pending is not None else move(facts, offer.plan, offer.reason, now_s)
 
 
 def give_up(facts: Facts, reason: str, now_s: float) -> list[Action]:
@@ -105,7 +117,7 @@ def give_up(facts: Facts, reason: str, now_s: float) -> list[Action]:
     if not facts.is_open and not facts.has_served:
         facts.enter("failed", now_s, reason)
         return [FailRequests(reason=reason)]
-    facts.plan = None
+    facts.plan = facts.offer = None
     for member in facts.roster:
         if member.is_connected and member.name in facts.measured:
             member.stand_by(now_s)

@@ -138,3 +138,5 @@ class StopRequested(Event, frozen=True):
 
 class Ticked(Event, frozen=True):
     """Time passed. Deadlines are noticed only here, so send one several times a second."""
+
+    refill_s: float = 0.0  # what it would take to compute again what running requests have cached; 0: none runs

@@ -14,6 +14,7 @@ from butterfly.cluster.drains import Drains
 from butterfly.cluster.events import Event
 from butterfly.cluster.measured import MeasuredCluster
 from butterfly.cluster.members import Deadlines, Member
+from butterfly.cluster.offer import Offer
 from butterfly.cluster.questions import Questions
 from butterfly.cluster.roster import Roster
 from butterfly.specs import ClusterPhase, ClusterSpec, NodeSpec, Plan, Recovery
@@ -54,6 +55,8 @@ class Facts:
         self.wants_plan = False  # the workers are not those of the last plan that was asked for
         self.has_served = False
         self.recovery: Recovery | None = None
+        self.offer: Offer | None = None  # a better plan that is not worth its pause yet
+        self.refill_s = 0.0  # as the last tick said
         self.measured_what = ""  # of the workers in the phase `measuring`
         self.note = ""  # about newcomers that the plan goes without
         self.pinged_s = now_s
@@ -128,6 +131,8 @@ class Facts:
     def forget_measurement(self, name: str, now_s: float) -> None:
         """No plan may use this worker any more, not even one that is being made."""
         self.measured.remove(name)
+        if self.offer is not None and self.offer.needs(name):
+            self.offer, self.wants_plan = None, True
         if self.questions.involves(name):
             self.drop_question(now_s)
 
@@ -160,7 +165,7 @@ class Facts:
 
     def load(self, plan: Plan, now_s: float) -> LoadStages:
         """The plan is what counts from now on."""
-        self.plan, self.wants_plan, self.note = plan, False, ""
+        self.plan, self.wants_plan, self.note, self.offer = plan, False, "", None
         self.epoch = max(self.epoch, self.newest_epoch_heard) + 1
         for member in self.roster:
             if member.name in self.planned:

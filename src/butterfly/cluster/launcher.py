@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
@@ -68,13 +68,15 @@ class LocalLauncher:
         self._options = options or {}
         self._stop_timeout_s = stop_timeout_s
         self._workers: dict[str, _LocalWorker] = {}
+        self.on_exit: Callable[[], None] = lambda: None
+        """Called soon after a worker has ended, on another thread: `poll` has news. Set it before `start`."""
 
     def start(self, invitation: Invitation) -> None:
         if invitation.name in self._workers:
             raise LaunchError(f"worker {invitation.name} runs already")
         name = invitation.name
         command = [*self._prefixes.get(name, ()), *self._command, *self._options.get(name, ())]
-        self._workers[invitation.name] = _LocalWorker(invitation, command)
+        self._workers[invitation.name] = _LocalWorker(invitation, command, self.on_exit)
 
     def poll(self) -> list[WorkerExit]:
         ended = [worker for worker in self._workers.values() if worker.returncode() is not None]
@@ -120,8 +122,9 @@ class LocalLauncher:
 class _LocalWorker:
     """One child process, its pipe, and the thread that reads what it prints."""
 
-    def __init__(self, invitation: Invitation, command: Sequence[str]) -> None:
+    def __init__(self, invitation: Invitation, command: Sequence[str], on_exit: Callable[[], None]) -> None:
         self.name = invitation.name
+        self._on_exit = on_exit
         try:
             self.process = subprocess.Popen(
                 command,
@@ -172,3 +175,5 @@ class _LocalWorker:
                 line = raw.decode(errors="replace").rstrip()
                 self._tail.append(line)
                 logger.info("%s: %s", self.name, line)
+        if self.ended_by(time.monotonic() + _DRAIN_S):  # else it only closed its output: whoever polls finds out
+            self._on_exit()

@@ -128,4 +128,5 @@ class Member:
             resident_bytes=self.resident_bytes,
             kv_used_bytes=self.kv_used_bytes,
             load_fraction=self.load_fraction,
+            loss=self.loss,
         )

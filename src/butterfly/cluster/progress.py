@@ -73,8 +73,10 @@ def plan_refused(facts: Facts, event: PlanRefused) -> list[Action]:
         return []
     if facts.phase != "ready":
         return give_up(facts, wording.nothing_fits(facts.cause, event.reason), event.now_s)
+    others = [node.name for node in asked.cluster.nodes if node.name not in asked.exclude]
+    newcomers = [node.name for node in facts.unmeasured]
     for name in asked.exclude:
-        facts.drains.refuse(name, event.reason)
+        facts.drains.refuse(name, wording.cannot_leave(name, others, newcomers, event.reason))
     return go_on(facts, event.now_s)
 
 

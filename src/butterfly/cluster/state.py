@@ -13,7 +13,7 @@
 - A worker is lost when it misses a deadline, exits, fails or leaves. Without it a plan is made anew: requests are held
   (`moving`), or, where nothing fits, end with an error that names it (`waiting`, until more workers come). Before the
   first `ready` there is nothing to save: the loss of a worker that was expected ends the start.
-- A worker that joins while others serve is measured, and moved to only where that pays.
+- A worker that joins while others serve is measured, and moved to only where that pays, and when.
 - One question is open at a time, a measurement or a plan, so that no answer speaks of a cluster that is no more.
 
 What may happen when is `_TRANSITIONS`, the table at the end; anything else raises IllegalTransitionError with the
@@ -106,7 +106,7 @@ class ClusterState:
         return tuple(self._facts.story)
 
     def drain_refusal(self, worker: str) -> str:
-        """Return why this worker may not leave, in the planner's words; empty while nothing speaks against it."""
+        """Return why this worker may not leave, and what would let it; empty while nothing speaks against it."""
         return self._facts.drains.refusal(worker)
 
     def snapshot(self) -> tuple[WorkerStatus, ...]:

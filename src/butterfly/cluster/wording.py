@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from butterfly.cluster.actions import MakePlan
 from butterfly.cluster.members import Member
@@ -47,6 +47,15 @@ def nothing_fits(cause: str, refusal: str) -> str:
     return f"{cause}, and no plan fits the workers that are left: {refusal}" if cause else refusal
 
 
+def cannot_leave(name: str, others: Sequence[str], newcomers: Sequence[str], refusal: str) -> str:
+    """`newcomers` have joined and are not measured yet; without `others`, `refusal` says nothing of use."""
+    if others:
+        return f"{name} cannot leave: without it, {refusal}"
+    if newcomers:
+        return f"{name} cannot leave before {_joined(newcomers)} has been measured: ask again when that is done"
+    return f"{name} is the only worker: another must join before it can leave"
+
+
 def stands_by(newcomers: Iterable[str], plan: Plan, present: Plan) -> str:
     return (
         f"{_joined(tuple(newcomers))} on standby: the plan without is as good "
@@ -59,11 +68,15 @@ def helps(newcomers: Iterable[str], plan: Plan, present: Plan) -> str:
     return f"a plan with {names} costs {plan.cost_s:.4g} s instead of {present.cost_s:.4g} s"
 
 
+def waits_for_its_moment(reason: str) -> str:
+    return f"{reason}; the cluster moves when nothing runs, or when waiting has cost what the move would"
+
+
 def listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _joined(names: tuple[str, ...] | list[str]) -> str:
+def _joined(names: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part) if names else ""
 
 

@@ -47,9 +47,9 @@ class Admission:
         before that. `version` is ours, for people; `is_reserved(name)` says which names nobody may have, beside that of
         the coordinator's inbox.
         """
+        self.admit = admit
         self._book = book
         self._welcome = welcome
-        self._admit = admit
         self._version = version
         self._is_reserved = lambda name: name == welcome.inbox_name or is_reserved(name)
         self._guesses = _Guesses()
@@ -124,11 +124,18 @@ class Admission:
             name = book.name_for(public_key, knock.name, self._is_reserved)
             return book.with_welcomed(public_key, name, token.id, _short(knock.host), now_s)
 
-        self._book.change(note)
-        with self._lock:
+        try:
+            self._book.change(note)
+        except ConfigError as error:
+            known = self._book.read().worker_of(public_key)
+            if known is None or known.token_id != token.id:
+                raise
+            logger.error("cannot note that %s came back: %s", known.name, error)  # a full disk keeps nobody out
+            name = known.name
+        self.admit(name, public_key)
+        with self._lock:  # only now: who is not let in yet cannot be sent away
             self._inside = {other: key for other, key in self._inside.items() if key != public_key}
             self._inside[name] = public_key
-        self._admit(name, public_key)
         logger.info("let in %s from %s by token %s", name, _short(knock.host), token.id)
         return Welcome(
             name=name,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Protocol
-
-from msgspec.structs import replace
 
 from butterfly.coordinator.suspicion import Patience
 from butterfly.messages import PeerAddress
@@ -60,18 +58,6 @@ class CoordinatorConfig(Spec, frozen=True):
     patience: Patience = Patience()  # with late steps
     send_timeout_s: float = 5.0
     blobs: PeerAddress | None = None  # where workers without the model's file get their tensors; None: all have it
-
-
-def constraints_among(
-    constraints: PlanConstraints, names: Collection[str], leaving: Collection[str]
-) -> PlanConstraints:
-    """What people ask of a plan, as far as it is about workers that are there and stay."""
-    staying = set(names) - set(leaving)
-    return replace(
-        constraints,
-        layers=tuple(pin for pin in constraints.layers if pin.node in staying),
-        exclude=tuple(name for name in names if name in constraints.exclude or name in leaving),
-    )
 
 
 def scheduler_config(config: CoordinatorConfig, plan: Plan, max_context: int) -> SchedulerConfig:

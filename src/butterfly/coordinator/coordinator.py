@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 from msgspec.structs import replace
@@ -19,10 +20,12 @@ from msgspec.structs import replace
 from butterfly import cluster
 from butterfly.cluster import ClusterState, IllegalTransitionError, Launcher
 from butterfly.communication import EpochGate, Inbox, Received, Transport
-from butterfly.coordinator.config import CoordinatorConfig, PipelineModel, constraints_among, scheduler_config
+from butterfly.coordinator.config import CoordinatorConfig, PipelineModel, scheduler_config
 from butterfly.coordinator.hearing import Moves, event_of, joined
 from butterfly.coordinator.measurement import Measurement
 from butterfly.coordinator.pipeline import Pipeline
+from butterfly.coordinator.planning import answered
+from butterfly.coordinator.reporting import snapshot, with_speeds
 from butterfly.coordinator.serving import Serving
 from butterfly.coordinator.starting import start_worker
 from butterfly.coordinator.suspicion import LateStep, Watch
@@ -48,8 +51,7 @@ from butterfly.messages import (
     Shutdown,
 )
 from butterfly.monitoring import Metrics, StepStatistics
-from butterfly.partitioning import plan as make_plan
-from butterfly.partitioning import speed_at, trip_s
+from butterfly.partitioning import trip_s
 from butterfly.scheduling import Scheduler
 from butterfly.specs import ClusterStatus, Plan, StepPlan, StepResult
 
@@ -57,6 +59,7 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.2
 _STEP_SEND_S = 0.25  # then look around: a process that ended says more than a send that failed
 _GREETING_S = 0.2
+_CATCH_UP_S = 0.05
 
 
 class Coordinator:
@@ -92,7 +95,7 @@ class Coordinator:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopped = False
         self._lock = threading.Lock()  # no command may slip in between the last look at them and the end
-        self._next_tick_s = 0.0
+        self._next_tick_s, self._was_away = 0.0, False
         self._status = self._snapshot()
 
     # ------------------------------------------------------------------ for other threads
@@ -111,13 +114,30 @@ class Coordinator:
 
     def status(self) -> ClusterStatus:
         """The last published snapshot, at most a fraction of a second old, with the speed of lone streams till now."""
-        status, measured = self._status, self.statistics.lone_stream()
-        if measured is None or status.plan is None or status.cluster is None:
-            return status
-        if not {stage.worker for stage in status.plan.stages} <= {node.name for node in status.cluster.nodes}:
-            return status  # one of them is lost, and nothing is predicted of a plan that cannot run
-        predicted = speed_at(status.plan, self._model.footprint, status.cluster, measured.context)
-        return replace(status, measured=measured, predicted=predicted)
+        status = replace(self._status, now_s=time.monotonic())
+        return with_speeds(status, self.statistics.lone_stream(), self._model.footprint)
+
+    def look_for_exits(self) -> None:
+        """Some worker's process has ended. Nothing happens when the coordinator has stopped."""
+        with suppress(NotReadyError):
+            self.post(self._notice_exits)
+
+    def let_in(self, worker: str, public_key: str) -> None:
+        """Admit a key that was welcomed under this name. Whoever knocks has no other connection any more.
+
+        The key is admitted after what was known under this name is forgotten: the other way round, a worker that is
+        started anew before it is missed would be forgotten with its predecessor.
+        """
+
+        def command() -> None:
+            if any(
+                worker == known.name and known.phase not in ("starting", "lost") for known in self._state.snapshot()
+            ):
+                self._handle(cluster.WorkerLeft(now_s=time.monotonic(), worker=worker, reason="it knocked again"))
+            self._transport.admit(worker, public_key)
+
+        with suppress(NotReadyError):
+            self.post(command)
 
     def stop(self, reason: str = "") -> None:
         """Ask the loop to end: requests fail, workers are told to exit. `run` returns soon after."""
@@ -174,18 +194,26 @@ class Coordinator:
         now_s = time.monotonic()
         if now_s < self._next_tick_s:
             return
-        self._next_tick_s = now_s + _TICK_S
         self._notice_exits()
-        for worker in self._revoked():
-            self._pipeline.forget(worker)
-            self._worker_failed(worker, "its key was revoked")
+        was_away, self._was_away = now_s > self._next_tick_s + _TICK_S and not self._was_away, False
+        if was_away:  # planning perhaps: first hear what came meanwhile, once
+            self._was_away, self._next_tick_s = True, now_s + _CATCH_UP_S
+            return
+        self._next_tick_s = now_s + _TICK_S
+        if revoked := self._revoked():
+            self._run_commands()  # a key that was welcomed just before must not be let in after it is forgotten
+            for worker in revoked:
+                self._pipeline.forget(worker, now_s)
+                self._worker_failed(worker, "its key was revoked")
+        self._pipeline.go_on_with_farewells(now_s)
         if self._serving is not None and self._is_issuing:
             self._check_late_step(self._serving, now_s)
         if self._serving is not None:
             self._serving.expire(now_s)
             self._serving.check_when_idle()
             self._serving.report_load()
-        self._handle(cluster.Ticked(now_s=now_s))
+        refill_s = self._serving.refill_s if self._serving is not None else 0.0
+        self._handle(cluster.Ticked(now_s=now_s, refill_s=refill_s))
 
     def _notice_exits(self) -> None:
         for ended in self._launcher.poll():
@@ -328,7 +356,7 @@ class Coordinator:
                 hosts = {worker.name: worker.host for worker in self._state.snapshot()}
                 self._measurement.begin(action, hosts, self._gate.epoch)
             case cluster.MakePlan():
-                self._make_plan(action)
+                self._handle(answered(action, self._model.footprint, self._config))
             case cluster.LoadStages():
                 self._load_stages(action.plan, action.epoch)
             case cluster.StartServing():
@@ -366,19 +394,9 @@ class Coordinator:
         """A lost worker that we started may only hang: its process must not keep the memory."""
         self._measurement.forget(worker)
         self._watch.forget(worker)
-        self._pipeline.forget(worker)
+        self._pipeline.forget(worker, time.monotonic())
         self._metrics.worker_lost(worker)
         self._launcher.kill(worker)
-
-    def _make_plan(self, wanted: cluster.MakePlan) -> None:
-        names = {node.name for node in wanted.cluster.nodes}
-        constraints = constraints_among(self._config.constraints, names, wanted.exclude)
-        try:
-            plan = make_plan(self._model.footprint, wanted.cluster, self._config.workload, constraints)
-        except PlanError as error:
-            self._handle(cluster.PlanRefused(now_s=time.monotonic(), reason=str(error)))
-            return
-        self._handle(cluster.PlanMade(now_s=time.monotonic(), plan=plan))
 
     def _load_stages(self, plan: Plan, epoch: int) -> None:
         self._plan = plan
@@ -409,17 +427,5 @@ class Coordinator:
 
     def _snapshot(self) -> ClusterStatus:
         counts = self._serving.counts if self._serving else None
-        return ClusterStatus(
-            phase=self._state.phase,
-            epoch=self._gate.epoch,
-            model=self._model.name,
-            workers=self._state.snapshot(),
-            plan=self._state.plan,
-            running_requests=counts.num_running if counts else 0,
-            waiting_requests=counts.num_waiting if counts else 0,
-            kv_used_tokens=counts.used_tokens if counts else 0,
-            kv_kept_tokens=counts.kept_tokens if counts else 0,
-            detail=self._state.detail,
-            cluster=self._state.cluster,
-            recoveries=self._moves.note(self._state.recovery),
-        )
+        moves = self._moves.note(self._state.recovery)
+        return snapshot(self._state, self._model.name, self._gate.epoch, counts, moves)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from butterfly.communication import Outbox, Transport
 from butterfly.coordinator.config import CoordinatorConfig, PipelineModel
+from butterfly.coordinator.farewells import Farewells
 from butterfly.errors import CommunicationError, PeerLostError, ProtocolError
 from butterfly.messages import PROTOCOL_VERSION, Dismiss, Introduce, Join, Load, Message, PeerAddress, Step
 from butterfly.specs import Plan, StagePlan, StepPlan
@@ -26,6 +27,7 @@ class Pipeline:
         self._outboxes: dict[str, Outbox] = {}
         self._blobs: dict[str, PeerAddress] = {}  # workers that give bytes to their peers
         self._first_stage = ""
+        self._farewells = Farewells()
 
     def admit(self, join: Join, sender: str) -> bool:
         """Connect to a worker that joined; False when it had joined before (it repeats itself until answered).
@@ -43,18 +45,28 @@ class Pipeline:
         if self._inboxes.get(sender) == join.inbox:
             return False
         self._close(sender)
+        self._farewells.end(sender)
         self._inboxes[sender] = join.inbox
         self._outboxes[sender] = self._transport.connect(join.inbox)
         if join.blobs is not None:
             self._blobs[sender] = join.blobs
         return True
 
-    def forget(self, worker: str) -> None:
-        """Hear and tell this worker nothing any more, until its key is admitted again; nor shall the others."""
+    def forget(self, worker: str, now_s: float) -> None:
+        """Hear nothing of this worker any more, until its key is admitted again; nor shall the others.
+
+        It is told so (see `farewells`). `now_s` is on the monotonic clock.
+        """
         self._transport.expel(worker)
+        if (outbox := self._outboxes.pop(worker, None)) is not None:
+            self._farewells.begin(worker, outbox, now_s)
         self._close(worker)
         for other in self._outboxes:
             self.try_send(other, Dismiss(epoch=0, workers=(worker,)))
+
+    def go_on_with_farewells(self, now_s: float) -> None:
+        """To be called a few times a second. Never waits."""
+        self._farewells.go_on(now_s)
 
     def _close(self, worker: str) -> None:
         self._inboxes.pop(worker, None)
@@ -130,5 +142,6 @@ class Pipeline:
         return outbox
 
     def close(self) -> None:
+        self._farewells.close()
         for outbox in self._outboxes.values():
             outbox.close()

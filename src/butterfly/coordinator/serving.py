@@ -55,6 +55,11 @@ class Serving:
     def counts(self) -> SchedulerCounts:
         return self._scheduler.counts
 
+    @property
+    def refill_s(self) -> float:
+        """As the scheduler's."""
+        return self._scheduler.refill_s
+
     def add(self, stream: RequestStream, now_s: float) -> None:
         """Queue a request, or tell its stream why not."""
         try:

@@ -153,6 +153,10 @@ def _start_workers(
         metrics,
         revoked=border.door.revoked if border.door else lambda: (),
     )
+    if border.door and border.door.admission:
+        border.door.admission.admit = coordinator.let_in
+    if isinstance(launcher, LocalLauncher):
+        launcher.on_exit = coordinator.look_for_exits
     for name in names:
         invite(name)
     return coordinator

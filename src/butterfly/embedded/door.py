@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ from butterfly.config import ClusterConfig
 from butterfly.coordinator.admission import Admission
 from butterfly.embedded.workforce import is_own_name
 from butterfly.errors import CommunicationError
+from butterfly.folders import cache_folder
 from butterfly.messages import PeerAddress
-from butterfly.models.cache import cache_folder
 from butterfly.models.tensor_shelf import TensorShelf
 
 _WILDCARDS = ("0.0.0.0", "*", "::")
@@ -30,7 +30,11 @@ class Door(NamedTuple):
 
     join_line: str  # with the secret: for the terminal of whoever started the server; empty: nobody may join, or knows
     blobs: PeerAddress  # where tensors are to be had
-    revoked: Callable[[], Sequence[str]]  # workers that were let in and may not stay
+    admission: Admission | None = None  # None: nobody may join
+
+    def revoked(self) -> Sequence[str]:
+        """Workers that were let in and may not stay, each once."""
+        return self.admission.revoked_names() if self.admission else ()
 
 
 def told_host(config: ClusterConfig) -> str:
@@ -63,7 +67,7 @@ def open_door(
 
         service = stack.enter_context(closing(transport.open_service(answer, config.listen_port)))
         if state is None or admission is None:
-            yield Door("", service.address, lambda: ())
+            yield Door("", service.address)
             return
         host = told_host(config)
         state.remember_address(host, config.listen_port)
@@ -71,7 +75,7 @@ def open_door(
             stack.enter_context(advertise(host, config.listen_port, transport.public_key, model.spec.name))
         secret = state.own_secret(time.time())
         line = state.line((host, config.listen_port), secret).text if secret else ""
-        yield Door(line, service.address, admission.revoked_names)
+        yield Door(line, service.address, admission)
 
 
 def _admission(config: ClusterConfig, state: CoordinatorState, transport: ZmqTransport, inbox: Inbox) -> Admission:

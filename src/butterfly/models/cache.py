@@ -1,24 +1,13 @@
-"""The folder for files that Butterfly makes once and keeps."""
+"""Files that are made once, and kept in the cache folder."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from butterfly.errors import ConfigError
-
-CACHE_VARIABLE = "BUTTERFLY_CACHE"
-
-
-def cache_folder() -> Path:
-    """Return $BUTTERFLY_CACHE, else `butterfly` in the XDG cache folder. It may not exist yet."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "butterfly"
+from butterfly.folders import CACHE_VARIABLE, cache_folder
 
 
 def cached_file(name: str, write: Callable[[Path], object]) -> Path:

@@ -18,7 +18,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from butterfly.errors import ConfigError, ModelFormatError, UnsupportedModelError
-from butterfly.models.cache import cache_folder, cached_file
+from butterfly.folders import cache_folder
+from butterfly.models.cache import cached_file
 from butterfly.models.gguf_file import GgufFile
 from butterfly.models.tokenizer import SPACE_MARK, Tokenizer
 

@@ -170,7 +170,7 @@ class _Simulation:
             self._pipeline = None
 
     def _tick(self) -> bool:
-        self._tell(world.Ticked(now_s=self._clock.now_s))
+        self._tell(world.Ticked(now_s=self._clock.now_s, refill_s=self._scheduler.refill_s))
         return True
 
     # ----------------------------------------------------------------------- the requests' story

@@ -30,6 +30,7 @@ class WorkerStatus(Spec, frozen=True):
     resident_bytes: int = 0  # of the whole process, last heartbeat
     kv_used_bytes: int = 0
     load_fraction: float = 0.0
+    loss: str = ""  # of one that is lost: which worker, and how
 
 
 class StageSpeed(Spec, frozen=True):
@@ -83,3 +84,4 @@ class ClusterStatus(Spec, frozen=True):
     measured: MeasuredSpeed | None = None  # None: no request has run alone yet
     recoveries: tuple[Recovery, ...] = ()  # the last moves to another plan, oldest first; the newest may be under way
     predicted: StreamSpeed | None = None  # by the planner's costs, at the context of `measured`
+    now_s: float = 0.0  # on the clock of the recoveries

@@ -14,9 +14,9 @@ in tests/unit/worker; what is timed for a profile is `profile_points`, and what 
 new resource to announce is one field in `resources` and in messages.Join.
 """
 
+from butterfly.worker.deadlines import Deadlines
 from butterfly.worker.invitation import read_invitation, write_invitation
 from butterfly.worker.lifeline import hold_lifeline
-from butterfly.worker.loop import Deadlines
 from butterfly.worker.process import run_worker
 from butterfly.worker.profiling import Profiler, Report
 from butterfly.worker.resources import NodeResources, measure_resources

@@ -6,10 +6,11 @@ import os
 
 import torch
 
+from butterfly.folders import cache_folder
 from butterfly.worker.control_groups import cpu_quota
 from butterfly.worker.engine_samples import EngineSampleFactory
 from butterfly.worker.engine_stage import Locate
-from butterfly.worker.profile_cache import CachedProfiler, profile_folder
+from butterfly.worker.profile_cache import CachedProfiler
 from butterfly.worker.profiling import NodeProfiler, Profiler
 from butterfly.worker.resources import cpu_name
 
@@ -25,7 +26,7 @@ def engine_profiler(
     quota = cpu_quota()
     is_throttled = quota is not None and quota < torch.get_num_threads()
     profiler = NodeProfiler(EngineSampleFactory(device, locate), memory_bytes, is_throttled=is_throttled)
-    return CachedProfiler(profiler, _facts(device, quota, version), profile_folder(), refresh=refresh)
+    return CachedProfiler(profiler, _facts(device, quota, version), cache_folder() / "profiles", refresh=refresh)
 
 
 def _facts(device: torch.device, quota: float | None, version: str) -> dict[str, str | int | float | None]:

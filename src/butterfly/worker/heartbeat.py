@@ -1,4 +1,4 @@
-"""Tells the coordinator twice a second that this process lives, even while a long step computes."""
+"""Tells the coordinator four times a second that this process lives, even while a long step computes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The way in: knock at the coordinator of a join line until it answers, and make an invitation of its welcome."""
+"""The way in: knock at the coordinator of a join line until it answers, make an invitation of its welcome, and join."""
 
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from butterfly.calls import Answer, Call, Knock, Refused, Welcome
 from butterfly.communication import KeyPair
 from butterfly.communication.identity import JoinLine, format_address
 from butterfly.errors import CommunicationError, ConfigError, PeerTimeoutError, ProtocolError
-from butterfly.messages import PROTOCOL_VERSION, Invitation, PeerAddress
+from butterfly.messages import PROTOCOL_VERSION, Invitation, Join, PeerAddress
+from butterfly.worker.resources import NodeResources
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,23 @@ class WayIn:
             secret_key=self._keys.secret_key,
         )
         return Entry(invitation, welcome.encrypt)
+
+
+def join_message(resources: NodeResources, inbox: PeerAddress, last_epoch: int, blobs: PeerAddress | None) -> Join:
+    """What this process says of itself when it joins, under the name of its inbox. For the rest, see `Join`."""
+    return Join(
+        epoch=0,
+        worker=inbox.name,
+        protocol_version=PROTOCOL_VERSION,
+        host=resources.host,
+        pid=os.getpid(),
+        device=resources.device,
+        memory_bytes=resources.memory_bytes,
+        memory_bandwidth_bytes_per_s=resources.memory_bandwidth_bytes_per_s,
+        inbox=inbox,
+        last_epoch=last_epoch,
+        blobs=blobs,
+    )
 
 
 def _reason(answer: Answer, door: PeerAddress) -> str:

@@ -7,11 +7,9 @@ nothing: it is told what to load and what to run, and reports what went wrong.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -20,13 +18,11 @@ from butterfly.communication import EpochGate, Received, Transport
 from butterfly.communication.services.rare_log import RareLog
 from butterfly.errors import ButterflyError, PeerLostError, PeerTimeoutError, ProtocolError, WorkerError
 from butterfly.messages import (
-    PROTOCOL_VERSION,
     Dismiss,
     Echo,
     Failed,
     Introduce,
     Invitation,
-    Join,
     Leave,
     LinksProbed,
     Load,
@@ -44,7 +40,9 @@ from butterfly.messages import (
 )
 from butterfly.specs import StageTiming
 from butterfly.worker.checks import check_step
+from butterfly.worker.deadlines import Deadlines
 from butterfly.worker.heartbeat import Heart, Vitals
+from butterfly.worker.joining import join_message
 from butterfly.worker.onward import Onward
 from butterfly.worker.probing import Probing
 from butterfly.worker.profiling import Profiler
@@ -55,17 +53,7 @@ logger = logging.getLogger(__name__)
 
 _JOIN_RETRY_S = 1.0
 _PROGRESS_INTERVAL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """Every wait of a worker ends after one of these."""
-
-    join_s: float = 30.0
-    coordinator_silence_s: float = 10.0  # it sends a Ping every second
-    send_s: float = 5.0
-    heartbeat_interval_s: float = 0.5
-    echo_s: float = 5.0  # of a peer, when a link is measured
+_OWING_S = 0.002  # between two tries at an answer that cannot leave yet
 
 
 class Held(NamedTuple):
@@ -104,14 +92,14 @@ class WorkerLoop:
         transport.admit(self._home.name, self._home.public_key)
         self._coordinator = transport.connect(self._home)
         self._onward = Onward(transport, self._coordinator, deadlines.send_s)
-        self._probing = Probing(transport, self._inbox.address, self._coordinator, deadlines.echo_s)
+        self._address = msgspec.structs.replace(self._inbox.address, name=self._name)
+        self._probing = Probing(transport, self._address, self._coordinator, deadlines.echo_s)
         self._gate = EpochGate()
         self._vitals = Vitals()
         self._load: Load | None = None
         self._stage: Stage | None = None
-        self._previous_stage = (
-            held.stage
-        )  # given up, and what a load was abandoned with: its layers may be wanted again
+        # Given up, and what a load was abandoned with: its layers may be wanted again.
+        self._previous_stage = held.stage
         self._last_epoch = held.last_epoch
         self._blobs = blobs  # where we give our tensors to peers
         self._heart: Heart | None = None
@@ -119,6 +107,7 @@ class WorkerLoop:
         self._last_heard_s = time.monotonic()  # from the coordinator
         self._last_look_s = 0.0  # when long work was last interrupted
         self._stopping = False
+        self._has_failed = False  # and said so
         self._rare_log = RareLog(logger)  # of what peers can cause at will
 
     def request_stop(self) -> None:
@@ -153,7 +142,7 @@ class WorkerLoop:
     def serve(self) -> None:
         """Do what the messages say until Shutdown or `request_stop`.
 
-        Raises PeerLostError when the coordinator is silent and PeerTimeoutError when it takes no answer.
+        Raises PeerLostError when the coordinator is silent or gave us up, PeerTimeoutError when it takes no answer.
         """
         while not self._stopping:
             received = self._take()
@@ -162,11 +151,14 @@ class WorkerLoop:
             elif isinstance(received.message, Shutdown) and received.sender == self._home.name:
                 logger.info("shut down by %s %s", received.sender, received.message.reason)
                 return
+            elif self._is_dismissal(received):
+                raise PeerLostError(f"{self._home.name} has given us up", self._home.name)
             else:
                 self._handle(received)
 
     def report(self, reason: str, out_of_memory: bool = False, unreachable_peer: str = "") -> None:
         """Tell the coordinator what went wrong, in one line."""
+        self._has_failed = True
         line = " ".join(reason.split()) or "unknown error"
         logger.info("%s", line)  # the coordinator decides how loud this is
         failed = Failed(
@@ -200,6 +192,9 @@ class WorkerLoop:
         return self._receive(self._deadlines.coordinator_silence_s / 4)
 
     def _receive(self, timeout_s: float) -> Received | None:
+        """None when nothing came, perhaps earlier than at the timeout."""
+        self._probing.settle()
+        timeout_s = min(timeout_s, _OWING_S) if self._probing.owes else timeout_s
         try:
             received = self._inbox.receive(timeout_s)
         except ProtocolError as error:
@@ -217,6 +212,19 @@ class WorkerLoop:
     def _check_coordinator(self) -> None:
         if (silent_s := self._silent_s) > self._deadlines.coordinator_silence_s:
             raise PeerLostError(f"{self._home.name} was silent for {silent_s:.0f} s", self._home.name)
+
+    def _is_dismissal(self, received: Received) -> bool:
+        """Whether we were given up, and may try again at once.
+
+        Who has failed waits until the silence is noticed: what failed may fail again, and each return is a move.
+        """
+        message = received.message
+        return (
+            isinstance(message, Dismiss)
+            and received.sender == self._home.name
+            and self._name in message.workers
+            and not self._has_failed
+        )
 
     def _handle(self, received: Received) -> None:
         message, sender = received.message, received.sender
@@ -261,11 +269,16 @@ class WorkerLoop:
             self._measure_links(message)
         elif isinstance(message, Introduce):
             for peer in message.peers:
-                self._transport.admit(peer.name, peer.public_key)
+                self._admit(peer)
         elif isinstance(message, Dismiss):
             for worker in message.workers:
                 self._transport.expel(worker)
+                self._probing.dismiss(worker)
         return isinstance(message, Load | Profile | ProbeLinks | Introduce | Dismiss | Ping)
+
+    def _admit(self, peer: PeerAddress) -> None:
+        self._transport.admit(peer.name, peer.public_key)
+        self._probing.introduce(peer)
 
     def _attend(self, timeout_s: float = 0.0) -> None:
         """Look up from long work, for a first message until the timeout: answer probes, leave the rest for later.
@@ -280,7 +293,8 @@ class WorkerLoop:
                 self._backlog.append(received)
             received = self._receive(0)
         is_superseded = any(
-            isinstance(waiting.message, Load | Profile | Shutdown) and waiting.sender == self._home.name
+            (isinstance(waiting.message, Load | Profile | Shutdown) and waiting.sender == self._home.name)
+            or self._is_dismissal(waiting)
             for waiting in self._backlog
         )
         if self._stopping or is_superseded or self._silent_s > self._deadlines.coordinator_silence_s:
@@ -296,19 +310,7 @@ class WorkerLoop:
     # -------------------------------------------------------------------------------------- joining
 
     def _send_join(self, timeout_s: float) -> bool:
-        join = Join(
-            epoch=0,
-            worker=self._name,
-            protocol_version=PROTOCOL_VERSION,
-            host=self._resources.host,
-            pid=os.getpid(),
-            device=self._resources.device,
-            memory_bytes=self._resources.memory_bytes,
-            memory_bandwidth_bytes_per_s=self._resources.memory_bandwidth_bytes_per_s,
-            inbox=msgspec.structs.replace(self._inbox.address, name=self._name),
-            last_epoch=self._last_epoch,
-            blobs=self._blobs,
-        )
+        join = join_message(self._resources, self._address, self._last_epoch, self._blobs)
         try:
             self._coordinator.send(join, timeout_s=timeout_s)
         except PeerTimeoutError:
@@ -361,7 +363,7 @@ class WorkerLoop:
         self._load = self._stage = None
         self._vitals.epoch, self._vitals.kv_used_bytes, self._vitals.last_step_id = load.epoch, 0, 0
         if load.previous.name != self._home.name:
-            self._transport.admit(load.previous.name, load.previous.public_key)
+            self._admit(load.previous)
         self._onward.enter(load)
 
     def _progress(self, loaded_bytes: int, total_bytes: int) -> None:

@@ -12,7 +12,8 @@ from contextlib import closing, contextmanager, suppress
 from butterfly.communication import Transport
 from butterfly.errors import ButterflyError, PeerLostError, PeerTimeoutError
 from butterfly.messages import Invitation, PeerAddress
-from butterfly.worker.loop import Deadlines, Held, WorkerLoop
+from butterfly.worker.deadlines import Deadlines
+from butterfly.worker.loop import Held, WorkerLoop
 from butterfly.worker.profiling import Profiler
 from butterfly.worker.resources import NodeResources
 from butterfly.worker.stage import StageFactory

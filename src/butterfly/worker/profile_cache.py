@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,14 +62,6 @@ class CachedProfiler:
     def _key(self, request: Profile) -> str:
         shape = _Shape(format=FORMAT, node=self._node, request=_without_names(request))
         return hashlib.sha256(msgspec.json.encode(shape, order="deterministic")).hexdigest()[:32]
-
-
-def profile_folder() -> Path:
-    """Where profiles are kept: $BUTTERFLY_CACHE, else `butterfly` in the XDG cache folder. It may not exist yet."""
-    if named := os.environ.get("BUTTERFLY_CACHE"):
-        return Path(named).expanduser().absolute() / "profiles"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "butterfly" / "profiles"
 
 
 def _without_names(request: Profile) -> Profile:

@@ -154,6 +154,14 @@ def ready_without_w1(now_s: float = 3.0, *, is_open: bool = False) -> ClusterSta
     return state
 
 
+def ready_alone() -> ClusterState:
+    """One worker that we started, where others may join."""
+    state = ClusterState(["w0"], 0.0, Deadlines(busy_timeout_s=1000.0), is_open=True)
+    tell(state, joined("w0"), progressed("w0"), measured(1.5, ("w0",)), planned(("w0",)), loaded("w0"))
+    assert state.phase == "ready"
+    return state
+
+
 def moving_from_w1() -> ClusterState:
     """A worker of three was killed, and the plan for the others is being loaded."""
     state = ready()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from butterfly.cluster import (
+    Action,
     ClusterState,
     DrainRequested,
     ForgetWorker,
@@ -35,6 +36,7 @@ from tests.unit.cluster.story import (
     planning,
     progressed,
     ready,
+    ready_alone,
     ready_without_w1,
     starting,
     tell,
@@ -50,6 +52,25 @@ def drained(name: str, now_s: float = 4.0) -> DrainRequested:
 
 def phases(state: ClusterState) -> dict[str, str]:
     return {worker.name: worker.phase for worker in state.snapshot()}
+
+
+def tick(state: ClusterState, now_s: float, refill_s: float = 0.0) -> list[Action]:
+    """Everybody has just been heard of."""
+    tell(state, *(beat(worker.name, now_s) for worker in state.snapshot() if worker.phase != "lost"))
+    return state.handle(Ticked(now_s=now_s, refill_s=refill_s))
+
+
+def moves(actions: list[Action]) -> bool:
+    return any(isinstance(action, LoadStages) for action in actions)
+
+
+def offered(refill_s: float) -> ClusterState:
+    """A plan with n0 costs 0.3 s instead of 0.4 s, at 5 s, while requests run whose prefill takes so long."""
+    state = ready(is_open=True)
+    tick(state, 3.5, refill_s)
+    tell(state, joined("n0", 4.0), measured(5.0, ALL))
+    assert state.handle(planned(ALL, 5.0, cost_s=0.3)) == []
+    return state
 
 
 class TestJoiningWhileServing:
@@ -82,6 +103,52 @@ class TestJoiningWhileServing:
         assert state.detail == f"n0 on standby: the plan without is as good (0.4 s, and {cost_s:g} s with)"
         state.handle(WorkerLeft(now_s=6.0, worker="n0", reason="done"))
         assert state.detail == "worker n0, on standby, left: done"
+
+    def test_while_requests_run_a_better_plan_waits_until_waiting_has_cost_as_much_as_the_move(self) -> None:
+        state = offered(refill_s=2.0)
+        assert (state.phase, phases(state)["n0"]) == ("ready", "standby")
+        assert state.detail.startswith("a plan with n0 costs 0.3 s instead of 0.4 s; the cluster moves when")
+        quiet_s = 5.0 + 7.9  # a quarter is saved: 8 s of waiting cost 2 s
+        assert [a for a in tick(state, quiet_s, refill_s=2.0) if isinstance(a, HoldRequests)] == []
+        (_, load) = tick(state, quiet_s + 0.2, refill_s=2.0)[-2:]
+        assert load == LoadStages(plan=make_plan(ALL, cost_s=0.3), epoch=2)
+
+    def test_a_better_plan_is_moved_to_as_soon_as_nothing_runs(self) -> None:
+        state = offered(refill_s=50.0)
+        assert isinstance(tick(state, 5.4)[-1], LoadStages)
+        assert state.phase == "moving"
+
+    def test_the_longer_the_requests_the_longer_it_waits(self) -> None:
+        state = offered(refill_s=2.0)
+        assert not moves(tick(state, 14.0, refill_s=3.0))
+        assert moves(tick(state, 17.1, refill_s=3.0))
+
+    def test_a_newcomer_that_is_lost_takes_its_plan_along(self) -> None:
+        state = offered(refill_s=2.0)
+        (_, ask) = state.handle(WorkerLeft(now_s=6.0, worker="n0", reason="done"))
+        assert isinstance(ask, MakePlan)
+        assert [node.name for node in ask.cluster.nodes] == list(NAMES)
+        assert state.handle(planned(now_s=6.1)) == []
+        tick(state, 30.0)
+        assert state.phase == "ready"
+
+    def test_a_loss_meanwhile_is_planned_for_with_the_newcomer(self) -> None:
+        state = offered(refill_s=2.0)
+        ask = state.handle(killed(now_s=6.0))[-1]
+        assert isinstance(ask, MakePlan)
+        assert [node.name for node in ask.cluster.nodes] == ["w0", "w2", "n0"]
+        state.handle(planned(("w0", "w2", "n0"), 6.0))
+        tell(state, *(loaded(name, 7.0) for name in ("w0", "w2", "n0")))
+        tick(state, 7.2)
+        assert (state.phase, state.epoch) == ("ready", 2), "the plan that waited is forgotten"
+
+    def test_one_more_newcomer_does_not_make_it_wait_from_the_start(self) -> None:
+        state = offered(refill_s=2.0)
+        tick(state, 11.0, refill_s=2.0)
+        tell(state, joined("n1", 11.0), measured(11.5, (*ALL, "n1")))
+        assert state.handle(planned((*ALL, "n1"), 11.5, cost_s=0.2)) == []
+        tick(state, 12.6, refill_s=2.0)
+        assert state.phase == "moving"
 
     def test_those_that_come_meanwhile_are_measured_next_and_planned_for_together(self) -> None:
         state = ready(is_open=True)
@@ -216,10 +283,18 @@ class TestDraining:
         state.handle(drained("w1"))
         assert state.drain_refusal("w1") == ""
         assert state.handle(PlanRefused(now_s=4.0, reason="20 bytes are missing")) == []
-        assert (state.phase, state.drain_refusal("w1")) == ("ready", "20 bytes are missing")
+        refusal = "w1 cannot leave: without it, 20 bytes are missing"
+        assert (state.phase, state.drain_refusal("w1")) == ("ready", refusal)
         assert state.drain_refusal("w0") == ""
         state.handle(drained("w1", 5.0))
         assert state.drain_refusal("w1") == "", "it is asked anew"
+
+    def test_the_last_one_is_told_what_it_takes(self) -> None:
+        state = ready_alone()
+        assert tell(state, drained("w0"), PlanRefused(now_s=4.0, reason="no workers"))[1:] == []
+        assert state.drain_refusal("w0") == "w0 is the only worker: another must join before it can leave"
+        tell(state, joined("n0", 4.5), drained("w0", 4.6), PlanRefused(now_s=4.7, reason="no workers"))
+        assert state.drain_refusal("w0") == ("w0 cannot leave before n0 has been measured: ask again when that is done")
 
     @pytest.mark.parametrize("name", ["w9", "w1"])
     def test_one_that_is_not_there_is_an_error_with_the_names_of_those_that_are(self, name: str) -> None:

@@ -331,7 +331,7 @@ def test_a_drain_under_way_waits_when_somebody_is_lost() -> None:
         MakePlan(cluster=make_cluster(REST), exclude=("w0",)),
     ]
     assert state.handle(PlanRefused(now_s=5.1, reason="no room")) == []
-    assert state.drain_refusal("w0") == "no room"
+    assert state.drain_refusal("w0") == "w0 cannot leave: without it, no room"
 
 
 def test_before_the_first_ready_others_that_may_join_are_waited_for() -> None:

@@ -246,6 +246,23 @@ def test_a_damaged_book_lets_nobody_in_and_tells_strangers_nothing(
     assert door.admission.revoked_names() == ()
 
 
+def test_a_book_that_cannot_be_written_keeps_out_only_who_is_new(
+    door: Door, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other_token = make_secret()
+    door.add(other_token)
+    name = name_in(door.knock("key-a"))
+    before = door.book.read()
+    (tmp_path / "joined.json.new").mkdir()  # where a new book is written
+    assert not refusal(door.knock("key-b")).is_final
+    assert name_in(door.knock("key-a", name="another")) == name
+    assert "cannot note that desk came back: cannot write" in caplog.text
+    refusal(door.knock("key-a", secret=other_token))  # which would have to be noted
+    assert door.book.read() == before
+    (tmp_path / "joined.json.new").rmdir()
+    assert name_in(door.knock("key-b")) == "desk-2"
+
+
 def test_an_empty_book_lets_nobody_in(tmp_path: Path) -> None:
     door = Door(tmp_path)
     door.book.change(lambda book: Book())

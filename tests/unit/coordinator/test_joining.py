@@ -13,7 +13,7 @@ import pytest
 from butterfly.cluster import ClusterState, WorkerExit
 from butterfly.communication import InProcessNetwork
 from butterfly.coordinator import Coordinator, CoordinatorClient, CoordinatorConfig
-from butterfly.errors import InvalidRequestError
+from butterfly.errors import InvalidRequestError, PlanError
 from butterfly.messages import (
     PROTOCOL_VERSION,
     Echo,
@@ -139,6 +139,7 @@ class Rig:
         self.launcher = NoLauncher()
         state = ClusterState(list(layer_s), time.monotonic())
         coordinator = Coordinator(TinyModel(), self.launcher, transport, inbox, config, state, Metrics())
+        self.coordinator = coordinator
         self.client = CoordinatorClient(coordinator, NoGrammars())
         self.workers = [ScriptedWorker(network, name, inbox.address, taken) for name, taken in layer_s.items()]
         for worker in self.workers:
@@ -200,6 +201,29 @@ def test_constraints_reach_the_planner() -> None:
     with rigged(config, w0=0.5, w1=0.001) as rig:
         rig.play_until_phase("ready")
         assert [worker.phase for worker in rig.client.status().workers] == ["ready", "ready"]
+
+
+def test_who_cannot_be_spared_is_told_what_would_fit() -> None:
+    config = CoordinatorConfig(workload=WorkloadSpec(concurrency=8, context=64))
+    with rigged(config, w0=0.001, w1=0.001) as rig:
+        rig.play_until_phase("ready")
+        with pytest.raises(PlanError) as refused:
+            asyncio.run(rig.client.drain("w1"))
+        words = str(refused.value)
+        assert words.startswith("w1 cannot leave: without it, the model does not fit with 8 x 64 tokens of KV cache: ")
+        assert "a concurrency of 6 or one more node with" in words
+        assert "using node" not in words, "that it stays is no advice"
+
+
+def test_a_worker_that_knocks_again_before_it_is_missed_is_let_in_after_it_is_forgotten() -> None:
+    with rigged(w0=0.5, w1=0.001) as rig:
+        rig.play_until_phase("ready")
+        (slow, _) = rig.workers
+        rig.coordinator.let_in("w0", slow.public_key)
+        rig.play_until(lambda: bool(rig.client.status().detail))
+        assert rig.client.status().detail == "worker w0, on standby, left: it knocked again"
+        slow.join()
+        rig.play_until(lambda: [one.phase for one in rig.client.status().workers] == ["standby", "ready"])
 
 
 def test_without_measuring_the_plan_is_made_from_what_the_joins_say() -> None:

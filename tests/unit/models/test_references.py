@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from butterfly.errors import ConfigError, ModelFormatError, ModelNotFoundError
+from butterfly.folders import CACHE_VARIABLE
 from butterfly.models import hub, open_model
-from butterfly.models.cache import CACHE_VARIABLE, cache_folder, cached_file
+from butterfly.models.cache import cached_file
 from butterfly.models.packages import ALIASES, packaged_file
 from tests.unit.models.samples import tiny_llama
 
@@ -98,17 +99,6 @@ def test_an_absent_package_names_the_command(alias: str, command: str, monkeypat
     with pytest.raises(ModelNotFoundError, match=f"not installed; run: {command}$"):
         open_model(alias)
     assert alias in ALIASES
-
-
-def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "butterfly"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "butterfly"
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "mine"))
-    assert cache_folder() == tmp_path / "mine"
 
 
 def test_a_cached_file_is_written_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 from butterfly.errors import InvalidRequestError, ModelFormatError, UnsupportedModelError
+from butterfly.folders import CACHE_VARIABLE
 from butterfly.models import Tokenizer, open_model
-from butterfly.models.cache import CACHE_VARIABLE
 from butterfly.models.gguf_file import read_gguf
 from butterfly.models.gguf_tokenizer import PRE_TOKENIZERS, build_tokenizer
 from tests.unit.models.samples import llama_metadata, llama_tensors, tiny_llama, write_gguf

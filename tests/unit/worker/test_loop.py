@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from butterfly.communication import InProcessNetwork
-from butterfly.messages import Failed, Invitation, Load, Loaded, Ping, Result, Shutdown, Step
+from butterfly.messages import Dismiss, Failed, Invitation, Load, Loaded, Ping, Result, Shutdown, Step
 from butterfly.specs import Adoption, StepPlan
 from butterfly.worker import Answer, Deadlines, Stage, StageFactory, StageOutput, run_worker
 from butterfly.worker.stage import Progress
@@ -163,6 +163,40 @@ def test_a_coordinator_that_dies_during_a_load_is_noticed(
     running.coordinator.send("w0", load_from(running.coordinator, 1))
     assert running.end() == 1
     assert capsys.readouterr().err.startswith("worker w0: coordinator was silent for")
+
+
+def test_who_is_told_that_it_was_given_up_does_not_wait_for_silence(
+    start_worker: StartWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = start_worker()
+    running.coordinator.welcome("w0")
+    running.coordinator.send("w0", Dismiss(epoch=0, workers=("another",)))
+    running.coordinator.send("w0", Dismiss(epoch=0, workers=("w0",)))
+    assert running.end() == 1
+    assert capsys.readouterr().err == "worker w0: coordinator has given us up\n"
+
+
+def test_even_in_the_middle_of_a_load(start_worker: StartWorker, capsys: pytest.CaptureFixture[str]) -> None:
+    factory = HeldFactory()
+    running = start_worker(factory)
+    running.coordinator.welcome("w0")
+    running.coordinator.send("w0", load_from(running.coordinator, 1))
+    assert factory.reached.wait(PATIENCE_S)
+    running.coordinator.send("w0", Dismiss(epoch=0, workers=("w0",)))
+    factory.go_on.set()
+    assert running.end() == 1
+    assert capsys.readouterr().err == "worker w0: coordinator has given us up\n"
+    assert not any(isinstance(message, Loaded) for message in running.coordinator.seen["w0"])
+
+
+def test_who_has_failed_does_not_hurry_back(start_worker: StartWorker) -> None:
+    coordinator = start_worker().coordinator
+    coordinator.welcome("w0")
+    coordinator.send("w0", Step(epoch=0, plan=StepPlan(step_id=5, slot=0, sequences=())))
+    assert isinstance(coordinator.next(Failed).message, Failed)
+    coordinator.send("w0", Dismiss(epoch=0, workers=("w0",)))
+    coordinator.send("w0", load_from(coordinator, 1))
+    assert isinstance(coordinator.next(Loaded).message, Loaded)
 
 
 def test_pings_that_waited_behind_a_long_load_count(start_worker: StartWorker) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
 from butterfly.communication import InProcessNetwork, KeyPair, Outbox, Transport, ZmqTransport
 from butterfly.errors import PeerTimeoutError
@@ -268,6 +269,32 @@ def test_a_probe_is_answered_to_nobody_else(start_cluster: StartCluster) -> None
     cluster = start_cluster("w0", "w1")
     cluster.coordinator.send("w0", Probe(epoch=0, number=1, reply_to=cluster.address("w1")))
     assert cluster.failure() == "coordinator sent a probe to be answered to w1"
+
+
+def test_a_probe_is_answered_nowhere_else_and_holds_nobody_up(
+    start_cluster: StartCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = start_cluster("w0", "w1")
+    cluster.introduce("w0", "w1")
+    elsewhere = replace(cluster.address("w1"), endpoint="in-process://nowhere")
+    with closing(cluster.outbox_to(cluster.transports["w1"], "w0")) as outbox:
+        outbox.send(Probe(epoch=0, number=1, reply_to=elsewhere), timeout_s=PATIENCE_S)
+    cluster.coordinator.send("w0", ProbeLinks(epoch=0, peers=(cluster.address("w1"),)))
+    assert isinstance(cluster.coordinator.next(LinksProbed, Failed).message, LinksProbed)
+    assert "w1 sent a probe to be answered at in-process://nowhere, where nobody was introduced" in caplog.text
+
+
+def test_an_answer_that_cannot_leave_holds_nobody_up(start_cluster: StartCluster) -> None:
+    """Its echo may take PATIENCE_S; what comes after the probe is not waited for so long."""
+    cluster = start_cluster("w0")
+    mute = cluster.transports["mute"] = cluster.transport_of("mute")
+    address = mute.open_inbox().address  # which lets nobody in
+    cluster.coordinator.send("w0", Introduce(epoch=0, peers=(address,)))
+    with closing(cluster.outbox_to(mute, "w0")) as outbox:
+        outbox.send(Probe(epoch=0, number=1, reply_to=address), timeout_s=PATIENCE_S)
+        outbox.send(Probe(epoch=0, number=2, reply_to=address), timeout_s=PATIENCE_S)
+    cluster.coordinator.send("w0", load_of("w0"))
+    assert isinstance(cluster.coordinator.next(Loaded, Failed).message, Loaded)
 
 
 def test_an_introduction_lasts_until_the_coordinator_ends_it(start_cluster: StartCluster) -> None:

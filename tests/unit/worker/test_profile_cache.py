@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from butterfly.messages import Profile
 from butterfly.specs import ComputeProfile, LayerProfile, LayerSpec, RopeSpec, TimeTable
-from butterfly.worker.profile_cache import CachedProfiler, profile_folder
+from butterfly.worker.profile_cache import CachedProfiler
 from butterfly.worker.profiling import Report
 from tests.unit.worker.slow_samples import request
 
@@ -126,11 +126,3 @@ def test_a_folder_that_cannot_be_made_is_done_without(tmp_path: Path, caplog: py
 def test_nothing_else_is_left_in_the_folder(tmp_path: Path, ask: Callable[..., ComputeProfile]) -> None:
     ask(request())
     assert [file.suffix for file in (tmp_path / "profiles").iterdir()] == [".json"]
-
-
-def test_where_profiles_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("BUTTERFLY_CACHE", raising=False)
-    assert profile_folder() == tmp_path / "butterfly" / "profiles"
-    monkeypatch.setenv("BUTTERFLY_CACHE", str(tmp_path / "mine"))
-    assert profile_folder() == tmp_path / "mine" / "profiles"

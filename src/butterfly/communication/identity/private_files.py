@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,6 +51,8 @@ def write_private(path: Path, content: msgspec.Struct) -> None:
             os.fsync(file.fileno())
         fresh.replace(path)
     except OSError as error:
+        with suppress(OSError):  # half a file helps nobody, and on a full disk it is in the way
+            fresh.unlink()
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
