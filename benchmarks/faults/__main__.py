@@ -87,7 +87,7 @@ class _Run:
 
     def _strike(self, on: Cluster, left: int, count: int) -> int:
         started_s = time.monotonic()
-        expected = [on.ask([prompt], lambda: None)[0].text for prompt in self._prompts]
+        expected = [on.undisturbed(prompt) for prompt in self._prompts]
         alone_s = (time.monotonic() - started_s) / len(self._prompts)
         while left > 0:
             wanted = make_round(self._chance, self._kinds, len(self._prompts))

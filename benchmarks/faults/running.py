@@ -78,6 +78,13 @@ class Cluster:
         answers: list[dict[str, Any]] = sorted(map(json.loads, out.splitlines()), key=lambda one: one["number"])
         return [Stream(one["text"], one["error"], one["times_s"]) for one in answers]
 
+    def undisturbed(self, prompt: str) -> str:
+        """The text that this prompt has when nothing happens. Raises ServerFailedError where something did."""
+        (stream,) = self.ask([prompt], lambda: None)
+        if stream.error or (moves := self.status().recoveries):
+            raise ServerFailedError(f"disturbed before any fault: {stream.error or moves[-1].cause}")
+        return stream.text
+
     def strike(self, kind: FaultKind, worker: str) -> None:
         pid = next(one.pid for one in self.status().workers if one.name == worker)
         if kind == "cut":
