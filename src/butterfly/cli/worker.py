@@ -31,6 +31,8 @@ from butterfly.option_values import parse_bytes
 from butterfly.worker import hold_lifeline, measure_resources, run_worker
 from butterfly.worker.tensors import TensorCache, TensorSource
 
+_PRIMITIVE_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # of PyTorch, and of oneDNN below it
+_CACHED_PRIMITIVES = "64"  # in place of 1024: more than a step needs, and each length of a prompt adds some to both
 _CACHE_BYTES = 50 << 30  # of fetched tensors, when nothing was said
 _CACHE_SHARE = 0.8  # of the disk's free bytes, if that is less
 
@@ -130,6 +132,8 @@ def worker(
     with entered(options, os.environ) as start:
         if launched:
             hold_lifeline()  # before torch: its import takes seconds, and who started us may be gone by then
+        for variable in _PRIMITIVE_CACHES:
+            os.environ.setdefault(variable, _CACHED_PRIMITIVES)
         import torch  # here: no other command needs it
 
         if threads:

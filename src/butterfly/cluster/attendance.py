@@ -103,7 +103,8 @@ def ticked(facts: Facts, event: Ticked) -> list[Action]:
         if cause := member.missed_deadline(now_s, facts.deadlines, facts.measured_what):
             losses.append(facts.lose(member, cause, now_s, _last_sign_s(member)))
     facts.roster.remove_long_lost(now_s, facts.deadlines)
-    restarted = [member for member in facts.roster if member.restart_s is not None and member.restart_s <= now_s]
+    serves = facts.phase in ("ready", "moving")
+    restarted = [m for m in facts.roster if m.is_due_to_restart(now_s, facts.deadlines, others_serve=serves)]
     for member in restarted:
         member.restart(now_s)
     return [

@@ -19,6 +19,7 @@ class Deadlines(Spec, frozen=True):
     ping_interval_s: float = 1.0  # how often workers hear from us
     restart_pause_s: float = 1.0  # before a worker that ended is started again; doubles with each end
     longest_restart_pause_s: float = 30.0
+    calm_s: float = 5.0  # after a loss, while others serve: a start takes cores that their prefill may need
     restart_forgiven_s: float = 60.0  # of being ready, after which the pause is the short one again
     forget_lost_s: float = 600.0  # for which a lost worker stays in sight
 
@@ -93,6 +94,11 @@ class Member:
         pause_s = self.next_pause_s or deadlines.restart_pause_s
         self.restart_s = now_s + pause_s
         self.next_pause_s = min(2 * pause_s, deadlines.longest_restart_pause_s)
+
+    def is_due_to_restart(self, now_s: float, deadlines: Deadlines, *, others_serve: bool) -> bool:
+        if self.restart_s is None or now_s < self.restart_s:
+            return False
+        return not others_serve or now_s - self.lost_s >= deadlines.calm_s
 
     def restart(self, now_s: float) -> None:
         self.phase, self.started_s, self.restart_s = "starting", now_s, None

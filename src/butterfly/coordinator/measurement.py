@@ -38,6 +38,7 @@ class Measurement:
             self._tell(ClusterMeasured(now_s=time.monotonic(), cluster=merged))
             return
         layers, tensors = self._model.profile_tensors()
+        blobs = self._config.blobs
         question = Profile(
             epoch=epoch,
             model=self._model.spec,
@@ -45,7 +46,7 @@ class Measurement:
             tensors=tuple(tensors),
             dtype=self._config.dtype,
             weights=self._config.weights,
-            sources=self._pipeline.sources("", self._config.blobs),
+            sources=() if blobs is None else (blobs,),  # peers give nothing to who was not introduced to them
         )
         measuring = Measuring(wanted.nodes, hosts, self._pipeline.addresses, self._home, question, wanted.known)
         self._measuring = measuring

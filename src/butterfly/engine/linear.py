@@ -122,7 +122,9 @@ class PackedLinear:
         """The kernel's own convention is w = (q - 8) * scale + zero with q in [0, 16)."""
         num_rows = len(q)
         padded = -(-num_rows // _ROW_BLOCK) * _ROW_BLOCK
-        q_NK = F.pad(torch.from_numpy(q).to(torch.int32), (0, 0, 0, padded - num_rows))
+        q_NK = torch.from_numpy(q).to(torch.int32)
+        if padded > num_rows:  # padding by nothing copies too: a sixth of the time of a load
+            q_NK = F.pad(q_NK, (0, 0, 0, padded - num_rows))
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q_NK, 1)
         self._packed[part][first_row : first_row + padded] = packed
         scales_GN2 = torch.from_numpy(np.stack([scale.T, zero.T], axis=-1))

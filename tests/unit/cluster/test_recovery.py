@@ -227,13 +227,21 @@ class TestRestarting:
     def test_a_worker_that_we_started_is_started_again_after_a_pause(self) -> None:
         state = moving_from_w1()  # w1 ended at 4.0
         tell(state, loaded("w0", 4.8), loaded("w2", 4.8))
-        assert RestartWorker(worker="w1") not in state.handle(Ticked(now_s=4.9))
-        assert RestartWorker(worker="w1") in state.handle(Ticked(now_s=5.0))
-        assert RestartWorker(worker="w1") not in state.handle(Ticked(now_s=5.1))
+        tell(state, beat("w0", 8.0), beat("w2", 8.0))
+        assert RestartWorker(worker="w1") not in state.handle(Ticked(now_s=8.9))
+        assert RestartWorker(worker="w1") in state.handle(Ticked(now_s=9.0))
+        assert RestartWorker(worker="w1") not in state.handle(Ticked(now_s=9.1))
         assert [worker.phase for worker in state.snapshot()] == ["ready", "starting", "ready"]
-        (ask,) = state.handle(joined("w1", 6.0))
+        (ask,) = state.handle(joined("w1", 10.0))
         assert ask == MeasureCluster(nodes=(make_node("w1"),), known=make_cluster(REST))
         assert [worker.name for worker in state.snapshot()] == ["w0", "w1", "w2"]
+
+    def test_it_is_started_again_sooner_where_nothing_runs_without_it(self) -> None:
+        state = waiting_for_w1()
+        lost_s = 4.0
+        tell(state, beat("w0", lost_s + 1), beat("w2", lost_s + 1))
+        assert RestartWorker(worker="w1") not in state.handle(Ticked(now_s=lost_s + 0.9))
+        assert RestartWorker(worker="w1") in state.handle(Ticked(now_s=lost_s + 1.0))
 
     def test_pauses_double_up_to_a_longest(self) -> None:
         state = moving_from_w1()
@@ -247,24 +255,28 @@ class TestRestarting:
                 now_s += 0.5
             pauses.append(now_s - ended_s)
             state.handle(killed(now_s=now_s))
-        assert pauses == [1, 2, 4, 8, 16, 30, 30]
+        assert pauses == [5, 5, 5, 8, 16, 30, 30]
 
-    @pytest.mark.parametrize(("useful_s", "pause_s"), [(50.0, 2.0), (61.0, 1.0)])
+    @pytest.mark.parametrize(("useful_s", "pause_s"), [(50.0, 8.0), (61.0, 5.0)])
     def test_a_minute_of_good_work_is_forgiven(self, useful_s: float, pause_s: float) -> None:
         state = moving_from_w1()
-        tell(state, loaded("w0", 4.8), loaded("w2", 4.8), Ticked(now_s=5.0))
-        tell(state, joined("w1", 6.0), measured(6.0), planned(now_s=6.0, cost_s=0.4))
-        assert state.snapshot()[1].phase == "standby"
-        end_s = 6.0 + useful_s
-        tell(state, *(beat(name, end_s) for name in ("w0", "w1", "w2")), killed(now_s=end_s))
+        tell(state, loaded("w0", 4.8), loaded("w2", 4.8))
+        end_s = 4.0
+        for good_work_s in (0.0, 0.0, useful_s):  # after pauses of 1, 2 and 4 s, were it not for the others' prefill
+            tell(state, beat("w0", end_s + 5.0), beat("w2", end_s + 5.0), Ticked(now_s=end_s + 5.0))
+            tell(state, joined("w1", end_s + 6.0), measured(end_s + 6.0), planned(now_s=end_s + 6.0, cost_s=0.4))
+            assert state.snapshot()[1].phase == "standby"
+            end_s += 6.0 + good_work_s
+            tell(state, *(beat(name, end_s) for name in ("w0", "w1", "w2")), killed(now_s=end_s))
         tell(state, beat("w0", end_s + pause_s), beat("w2", end_s + pause_s))
         assert RestartWorker(worker="w1") not in state.handle(Ticked(now_s=end_s + pause_s - 0.1))
         assert RestartWorker(worker="w1") in state.handle(Ticked(now_s=end_s + pause_s))
 
     def test_one_that_does_not_join_is_lost_again_but_only_its_end_restarts_it(self) -> None:
         state = moving_from_w1()
-        tell(state, loaded("w0", 4.8), loaded("w2", 4.8), Ticked(now_s=5.0))
-        actions = live(state, 66.0, REST)
+        tell(state, loaded("w0", 4.8), loaded("w2", 4.8))
+        tell(state, beat("w0", 9.0), beat("w2", 9.0), Ticked(now_s=9.0))
+        actions = live(state, 70.0, REST)
         assert actions == [ForgetWorker(worker="w1")]
         assert state.detail == "worker w1 did not join within 60 s"
         state.handle(killed(now_s=70.0))
