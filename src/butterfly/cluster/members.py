@@ -88,6 +88,7 @@ class Member:
         if was_useful:
             self.next_pause_s = 0.0
         self.phase, self.loss, self.lost_s, self.useful_since_s = "lost", loss, now_s, None
+        self.resident_bytes, self.kv_used_bytes = 0, 0
 
     def plan_restart(self, now_s: float, deadlines: Deadlines) -> None:
         """Its process has ended: start it again after a pause, which is longer each time."""
