@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from tests.support.product import ENDING_S, MODEL, PATIENCE_S, eventually
 NUM_LAYERS = 30
 CUT = 20  # the first worker holds layers [0, CUT) and the embedding, the other one the rest
 FIRST, SECOND = "near", "far"
-TOKENS = 40
+TOKENS, LONG = 40, 250
 
 
 def can_hide_folders() -> bool:
@@ -81,6 +82,25 @@ class TestOneMore:
         assert server.drain("worker-0", key="no-key-at-all").status_code == 401
         assert server.drain("worker-0", content_type="text/plain").status_code == 403  # what a form of a page can send
         assert server.stages() == ["worker-0"]
+
+
+def test_who_is_just_joining_saves_the_streams_of_a_lost_worker(tmp_path: Path) -> None:
+    """Requests are held until the newcomer is measured, since nothing fits without it."""
+    with (
+        OpenServer(tmp_path / "server", "--context", "1024", workers=1) as server,
+        JoinedWorker("guest", tmp_path / "guest", server.wait_open().line),
+    ):
+        server.wait_ready()
+        with GreedyStreams(server, prompts(2), LONG) as streams:
+            streams.wait_until_reading()
+            assert eventually(lambda: server.worker("guest") is not None, PATIENCE_S)
+            lost = server.worker("worker-0")
+            assert lost is not None
+            assert streams.is_running
+            os.kill(lost.pid, signal.SIGKILL)
+            texts = streams.texts()
+        assert "worker-0 was killed" in server.status().recoveries[0].cause
+        assert greedy_texts(server, prompts(2), LONG) == texts
 
 
 class Together(NamedTuple):

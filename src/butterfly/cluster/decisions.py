@@ -25,9 +25,11 @@ def go_on(facts: Facts, now_s: float) -> list[Action]:
         return _go_on_while_ready(facts, now_s)
     if facts.wants_plan and facts.measured:
         return [facts.ask_for_plan()]
-    if facts.phase == "moving":  # newcomers wait until it is ready again
-        return give_up(facts, f"{facts.cause}, and no other worker is there", now_s) if facts.wants_plan else []
-    return [facts.ask_for_measurement()] if facts.unmeasured else []
+    if facts.phase == "moving" and not facts.wants_plan:  # newcomers wait until it is ready again
+        return []
+    if facts.unmeasured:
+        return [facts.ask_for_measurement()]
+    return give_up(facts, f"{facts.cause}, and no other worker is there", now_s) if facts.phase == "moving" else []
 
 
 def _go_on_while_ready(facts: Facts, now_s: float) -> list[Action]:

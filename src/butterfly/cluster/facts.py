@@ -94,6 +94,8 @@ class Facts:
             return asking
         if self.phase == "loading":
             return wording.loading(self.roster)
+        if self.phase == "moving" and isinstance(self.questions.pending, MeasureCluster):
+            return f"{self.reason}; {asking}"
         if self.phase == "moving":
             return wording.moving(self.reason, self.roster, None if self.is_planning else self.plan)
         if self.phase == "ready":

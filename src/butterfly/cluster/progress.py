@@ -71,6 +71,9 @@ def plan_refused(facts: Facts, event: PlanRefused) -> list[Action]:
     asked = _answered(facts, event)
     if asked is None:
         return []
+    if facts.phase == "moving" and facts.unmeasured:  # requests are held a little longer, for who may save them
+        facts.wants_plan = True
+        return [facts.ask_for_measurement()]
     if facts.phase != "ready":
         return give_up(facts, wording.nothing_fits(facts.cause, event.reason), event.now_s)
     others = [node.name for node in asked.cluster.nodes if node.name not in asked.exclude]

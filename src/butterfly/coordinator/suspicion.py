@@ -21,7 +21,7 @@ class Patience(Spec, frozen=True):
     """How late a step may be: seconds, and multiples of what it was expected to take; the longer of both."""
 
     late_s: float = 0.6
-    late_factor: float = 5.0  # loaded machines took up to three times the prediction
+    late_factor: float = 3.0  # loaded machines took up to so many times the prediction
     missed_beats_s: float = 0.8  # of silence: three beats and a bit
     missed_gaps: float = 3.0  # of silence: in longest gaps between two beats of the last ten seconds
     stuck_s: float = 15.0

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 from benchmarks.faults.running import Cluster, Stream
-from benchmarks.faults.soak_events import MOST_GUESTS, next_event
-from benchmarks.faults.soak_load import LoadThread, with_silence, with_streams
-from benchmarks.faults.soak_record import EventRecord, Load, ProcessRecord, Sample, SoakRecord
-from benchmarks.faults.soak_remains import MARK_VARIABLE, find_remains, marked_processes
-from benchmarks.faults.soak_report import page, write_results
-from benchmarks.faults.soak_sampling import handles_by_kind, sample
-from benchmarks.faults.soak_trend import trend, without_warm_up
 from benchmarks.hardware import Machine, ThreadRates
+from benchmarks.soak.events import MOST_GUESTS, next_event
+from benchmarks.soak.load import LoadThread, with_silence, with_streams
+from benchmarks.soak.record import EventRecord, Load, ProcessRecord, Sample, SoakRecord
+from benchmarks.soak.remains import MARK_VARIABLE, find_remains, marked_processes
+from benchmarks.soak.report import page, write_results
+from benchmarks.soak.sampling import handles_by_kind, sample
+from benchmarks.soak.trend import trend, without_warm_up
 
 
 def series(*values: float) -> list[tuple[float, float]]:

@@ -45,6 +45,7 @@ from tests.unit.cluster.story import (
     planning,
     progressed,
     ready,
+    ready_alone,
     ready_without_w1,
     starting,
     tell,
@@ -221,6 +222,49 @@ class TestWhenNothingFits:
 def _cluster_of(state: ClusterState) -> ClusterSpec:
     assert state.cluster is not None
     return state.cluster
+
+
+class TestNewcomersInNeed:
+    """Somebody has just joined, and without that one nothing fits any more: requests are held until it is measured."""
+
+    ALL = (*REST, "n0")
+
+    def held(self) -> ClusterState:
+        state = ready(is_open=True)
+        tell(state, joined("n0", 3.9), killed(), PlanRefused(now_s=4.5, reason="40 bytes are missing"))
+        assert (state.phase, state.detail) == ("moving", f"{KILLED}; measuring n0")
+        return state
+
+    def test_one_saves_the_requests(self) -> None:
+        state = self.held()
+        (ask,) = state.handle(measured(6.0, self.ALL))
+        assert isinstance(ask, MakePlan)
+        assert state.handle(planned(self.ALL, 6.1)) == [LoadStages(plan=make_plan(self.ALL), epoch=2)]
+        assert tell(state, *(loaded(name, 7.0) for name in self.ALL)) == [StartServing(epoch=2)]
+
+    def test_one_that_does_not_suffice_ends_them(self) -> None:
+        state = self.held()
+        state.handle(measured(6.0, self.ALL))
+        actions = state.handle(PlanRefused(now_s=6.1, reason="20 bytes are missing"))
+        assert [type(action) for action in actions] == [StopServing, FailRequests]
+        assert state.phase == "waiting"
+
+    def test_one_that_is_lost_before_it_is_measured_ends_them(self) -> None:
+        state = self.held()
+        ask = state.handle(killed("n0", 5.0))[-1]
+        assert isinstance(ask, MakePlan)
+        assert [node.name for node in ask.cluster.nodes] == list(REST)
+        actions = state.handle(PlanRefused(now_s=5.1, reason="40 bytes are missing"))
+        assert [type(action) for action in actions] == [StopServing, FailRequests]
+
+    def test_one_takes_the_place_of_the_only_worker(self) -> None:
+        state = ready_alone()
+        state.handle(joined("n0", 3.9))
+        ask = state.handle(killed("w0", 4.0))[-1]
+        assert ask == MeasureCluster(nodes=(make_node("n0"),), known=make_cluster(()))
+        assert state.phase == "moving"
+        (plan,) = state.handle(measured(5.0, ("n0",)))
+        assert isinstance(plan, MakePlan)
 
 
 class TestRestarting:

@@ -24,8 +24,8 @@ def verdict(vitals: dict[str, Vital], stalled_s: float, expected_s: float = 0.04
     [
         (B_IS_SILENT, 0.7, 0.04, "b"),
         (B_IS_SILENT, 0.5, 0.04, None),  # not late yet
-        (B_IS_SILENT, 4.9, 1.0, None),  # a long step: five times its prediction is allowed
-        (B_IS_SILENT, 5.1, 1.0, "b"),
+        (B_IS_SILENT, 2.9, 1.0, None),  # a long step: three times its prediction is allowed
+        (B_IS_SILENT, 3.1, 1.0, "b"),
         (B_IS_OFTEN_SILENT, 1.1, 0.04, None),  # its beats come that late at times
         (BEATING | {"b": Vital(98.1, 7, longest_gap_s=0.6)}, 1.1, 0.04, "b"),
         (BEATING, 14.0, 0.04, None),  # all live: a slow machine looks like this for a while

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.faults.soak_record import EVENTS, FIGURES, WARM_UP_SHARE, ProcessRecord, SoakRecord
 from benchmarks.report import machine_text
+from benchmarks.soak.record import EVENTS, FIGURES, WARM_UP_SHARE, ProcessRecord, SoakRecord
 from benchmarks.tables import markdown
 
 THEME = "soak"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.bench import tell
 from benchmarks.faults.running import Cluster
-from benchmarks.faults.soak_guests import Guests, kill_local
-from benchmarks.faults.soak_record import EventKind, EventRecord
 from benchmarks.processes import ServerFailedError
+from benchmarks.soak.guests import Guests, kill_local
+from benchmarks.soak.record import EventKind, EventRecord
 from butterfly.specs import ClusterStatus
 
 MOST_GUESTS = 2

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from benchmarks.bench import tell
 from benchmarks.faults.running import Cluster, Stream
-from benchmarks.faults.soak_record import Load
 from benchmarks.processes import ServerFailedError
+from benchmarks.soak.record import Load
 
 _MOST_AT_ONCE = 4
 _MOST_NOTES = 10

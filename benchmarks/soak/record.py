@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from statistics import mode
 from typing import Literal
 
-from benchmarks.faults.soak_trend import Trend, trend, without_warm_up
 from benchmarks.hardware import Machine
+from benchmarks.soak.trend import Trend, trend, without_warm_up
 from butterfly.specs import Spec
 
 WARM_UP_SHARE = 0.2

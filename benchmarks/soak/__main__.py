@@ -25,15 +25,15 @@ import msgspec
 
 from benchmarks.bench import EXIT_FAILED, EXIT_INTERRUPTED, tell, terminate
 from benchmarks.faults.running import Cluster, make_prompts
-from benchmarks.faults.soak_events import SPARED, Disturber, rehearse, settle
-from benchmarks.faults.soak_guests import BUTTERFLY, Guests
-from benchmarks.faults.soak_load import LoadThread
-from benchmarks.faults.soak_record import SoakRecord
-from benchmarks.faults.soak_remains import MARK_VARIABLE, SHARED_MEMORY, find_remains, names_in
-from benchmarks.faults.soak_report import summary, write_results
-from benchmarks.faults.soak_sampling import Sampler, handles_by_kind
 from benchmarks.hardware import Machine, measure_machine
 from benchmarks.processes import ServerFailedError, ServerProcess, running, wait_until_ready
+from benchmarks.soak.events import SPARED, Disturber, rehearse, settle
+from benchmarks.soak.guests import BUTTERFLY, Guests
+from benchmarks.soak.load import LoadThread
+from benchmarks.soak.record import SoakRecord
+from benchmarks.soak.remains import MARK_VARIABLE, SHARED_MEMORY, find_remains, names_in
+from benchmarks.soak.report import summary, write_results
+from benchmarks.soak.sampling import Sampler, handles_by_kind
 from butterfly.folders import CACHE_VARIABLE, STATE_VARIABLE
 from butterfly.models.packages import ALIASES, packaged_file
 
@@ -74,7 +74,7 @@ class _Place(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--seed", type=int, default=0)

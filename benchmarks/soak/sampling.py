@@ -15,7 +15,7 @@ from typing import Self
 
 import psutil
 
-from benchmarks.faults.soak_record import ProcessRecord, Sample
+from benchmarks.soak.record import ProcessRecord, Sample
 
 PERIOD_S = 3.0
 _SOCKET = "socket"
