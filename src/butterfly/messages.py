@@ -12,6 +12,7 @@ from butterfly.errors import ProtocolError
 from butterfly.specs import (
     ComputeDType,
     ComputeProfile,
+    KeptSequence,
     LinkSpec,
     ModelSpec,
     SampledToken,
@@ -24,7 +25,7 @@ from butterfly.specs import (
     WeightFormat,
 )
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 
 class PeerAddress(Spec, frozen=True):
@@ -172,6 +173,7 @@ class Load(_Message, frozen=True):
     next: PeerAddress  # who gets hidden states, or the coordinator for results
     max_context: int
     sources: tuple[PeerAddress, ...] = ()  # who answers FetchBlob: peers, and last the coordinator, DescribeTensors too
+    kept: tuple[KeptSequence, ...] = ()  # sequences that go on: their KV cache in layers that the worker keeps
 
 
 class Ping(_Message, frozen=True):

@@ -221,6 +221,12 @@ class SchedulerStory(RuleBasedStateMachine):
         assert self.scheduler.counts.num_running == 0
         assert self.scheduler.counts.free_tokens == self.config.num_blocks * self.config.block_size
 
+    @rule()
+    def a_stage_is_lost(self) -> None:
+        late = [self.engine.answer() for _ in list(self.engine.in_flight)]
+        self.rig.replace_a_stage()
+        assert all(self.scheduler.update(result) == [] for result in late)
+
     @invariant()
     def the_books_balance(self) -> None:
         self.scheduler.check_integrity()

@@ -18,12 +18,12 @@ def tensor_num_bytes(header: TensorHeader) -> int:
     return math.prod(header.shape) * BYTES_PER_VALUE[header.dtype]
 
 
-def check_hidden(step: Step, hidden_size: int, dtype: ComputeDType, sender: str = "") -> None:
-    """Raise ProtocolError naming `sender` unless the step brings a [num_tokens, hidden_size] `dtype` tensor.
+def check_hidden(step: Step, shape: tuple[int, int], dtype: ComputeDType, sender: str = "") -> None:
+    """Raise ProtocolError naming `sender` unless the step brings a `dtype` tensor of this shape.
 
     The transport has already checked that the payload has exactly the bytes that the header announces.
     """
-    expected = TensorHeader(dtype=dtype, shape=(step.plan.num_tokens, hidden_size))
+    expected = TensorHeader(dtype=dtype, shape=shape)
     if step.hidden is None:
         raise ProtocolError(f"{sender} sent step {step.plan.step_id} without a hidden state", sender)
     if step.hidden != expected:

@@ -25,6 +25,7 @@ from butterfly.coordinator.hearing import Moves, event_of, joined
 from butterfly.coordinator.measurement import Measurement
 from butterfly.coordinator.pipeline import Pipeline
 from butterfly.coordinator.planning import answered
+from butterfly.coordinator.refill import Standing
 from butterfly.coordinator.reporting import snapshot, with_speeds
 from butterfly.coordinator.serving import Serving
 from butterfly.coordinator.starting import start_worker
@@ -52,8 +53,8 @@ from butterfly.messages import (
 )
 from butterfly.monitoring import Metrics, StepStatistics
 from butterfly.partitioning import trip_s
-from butterfly.scheduling import Scheduler
-from butterfly.specs import ClusterStatus, Plan, StepPlan, StepResult
+from butterfly.scheduling import Scheduler, SchedulerConfig
+from butterfly.specs import ClusterStatus, LayerRange, Plan, StepPlan, StepResult
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.2
@@ -89,6 +90,8 @@ class Coordinator:
         self._is_issuing = False  # else they are held
         self._unsent: StepPlan | None = None  # a step that the first stage has not taken yet
         self._plan: Plan | None = None
+        self._standing = Standing()
+        self._refill: LayerRange | None = None  # what the move under way leaves to be computed again; None: all
         self._moves = Moves()
         self._events: deque[cluster.Event] = deque()
         self._is_handling = False
@@ -298,6 +301,7 @@ class Coordinator:
         is_new = self._pipeline.admit(join, sender)
         self._pipeline.try_send(sender, Ping(epoch=self._gate.epoch), _GREETING_S)
         if is_new:
+            self._standing.forget(sender)  # if it was here before, it has begun anew
             self._watch.hear(sender, now_s)
             self._handle(event)
 
@@ -394,6 +398,7 @@ class Coordinator:
         """A lost worker that we started may only hang: its process must not keep the memory."""
         self._measurement.forget(worker)
         self._watch.forget(worker)
+        self._standing.forget(worker)
         self._pipeline.forget(worker, time.monotonic())
         self._metrics.worker_lost(worker)
         self._launcher.kill(worker)
@@ -402,19 +407,26 @@ class Coordinator:
         self._plan = plan
         self._gate.raise_to(epoch)
         self._metrics.epoch_changed(epoch)
+        refill = self._standing.move(plan)
+        kept = self._serving.kept_for(self._scheduler_config(plan)) if self._serving and refill else ()
+        self._refill = refill if kept else None
         try:
-            self._pipeline.load(plan, epoch, self._model, self._config)
+            self._pipeline.load(plan, epoch, self._model, self._config, kept)
         except CommunicationError as error:
             self._worker_failed(error.peer, str(error))
 
     def _start_serving(self) -> None:
         assert self._plan is not None
-        config = scheduler_config(self._config, self._plan, self._model.spec.max_context)
+        config = self._scheduler_config(self._plan)
         if self._serving is None:
             self._serving = Serving(Scheduler(config), self._metrics, self.statistics)
         else:
-            self._serving.resume(config, time.monotonic())
+            self._serving.resume(config, self._refill, time.monotonic())
+        self._standing.serve(self._plan)
         self._is_issuing = True
+
+    def _scheduler_config(self, plan: Plan) -> SchedulerConfig:
+        return scheduler_config(self._config, plan, self._model.spec.max_context)
 
     def _end_requests(self, reason: str) -> None:
         serving, self._serving = self._serving, None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+from msgspec.structs import replace
+
 from butterfly.communication import Outbox, Transport
 from butterfly.coordinator.config import CoordinatorConfig, PipelineModel
 from butterfly.coordinator.farewells import Farewells
 from butterfly.errors import CommunicationError, PeerLostError, ProtocolError
 from butterfly.messages import PROTOCOL_VERSION, Dismiss, Introduce, Join, Load, Message, PeerAddress, Step
-from butterfly.specs import Plan, StagePlan, StepPlan
+from butterfly.specs import KeptSequence, Plan, StagePlan, StepPlan
 
 _log = logging.getLogger(__name__)
 
@@ -80,14 +82,24 @@ class Pipeline:
         """Where each worker that joined is reached."""
         return self._inboxes
 
-    def load(self, plan: Plan, epoch: int, model: PipelineModel, config: CoordinatorConfig) -> None:
-        """Tell every worker of the plan which stage it is. Raises CommunicationError naming the worker."""
+    def load(
+        self,
+        plan: Plan,
+        epoch: int,
+        model: PipelineModel,
+        config: CoordinatorConfig,
+        kept: tuple[KeptSequence, ...] = (),
+    ) -> None:
+        """Tell every worker of the plan which stage it is. Raises CommunicationError naming the worker.
+
+        `kept`: the sequences that go on with what the layers that stay have of them.
+        """
         self._first_stage = plan.stages[0].worker
         if config.blobs is not None:
             self._introduce(plan)
         for index, stage in enumerate(plan.stages):
             message = self._load_message(plan.stages, index, epoch, model, config)
-            self.send(stage.worker, message)
+            self.send(stage.worker, replace(message, kept=kept))
 
     def _introduce(self, plan: Plan) -> None:
         """Let everybody give its tensors to those who are about to load."""

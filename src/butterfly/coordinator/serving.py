@@ -10,7 +10,7 @@ from butterfly.coordinator.request_streams import RequestStream
 from butterfly.errors import InvalidRequestError, OverloadedError, RequestError
 from butterfly.monitoring import BusyShare, Metrics, RefusalReason, StepStatistics
 from butterfly.scheduling import InvariantError, Scheduler, SchedulerConfig, SchedulerCounts
-from butterfly.specs import RequestOutput, StageTiming, StepPlan, StepResult
+from butterfly.specs import KeptSequence, LayerRange, RequestOutput, StageTiming, StepPlan, StepResult
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +125,8 @@ class Serving:
             self._busy.record(timings)
             num_prompt = sum(part.num_prompt_tokens for part in step.plan.sequences)
             self._metrics.tokens_computed(num_prompt=num_prompt, num_output=step.plan.num_tokens - num_prompt)
-            if step.plan.sequences and all(sequence.num_tokens == 1 for sequence in step.plan.sequences):
+            is_new = step.plan.refill is None
+            if is_new and step.plan.sequences and all(sequence.num_tokens == 1 for sequence in step.plan.sequences):
                 self._statistics.record(timings, total_s, _lone_context(step))
 
     def oldest_step(self) -> StepPlan | None:
@@ -145,13 +146,18 @@ class Serving:
         """Forget the steps under way: their stages are gone or about to be. Requests keep the tokens they have."""
         self.settle()
         self._sent.clear()
-        self._scheduler.requeue_all()
+        self._scheduler.hold()
         self.has_free_slot = False
         self._report_queue()
 
-    def resume(self, config: SchedulerConfig, now_s: float) -> None:
-        """Go on with stages that hold nothing yet: prefill brings every request to where it was."""
-        self._deliver(self._scheduler.resume(config), now_s)
+    def kept_for(self, config: SchedulerConfig) -> tuple[KeptSequence, ...]:
+        """As the scheduler's, after `hold`."""
+        return self._scheduler.kept_for(config)
+
+    def resume(self, config: SchedulerConfig, refill: LayerRange | None, now_s: float) -> None:
+        """Go on with stages that lack what they have of these layers, or of all: computing brings every request to
+        where it was."""
+        self._deliver(self._scheduler.resume(config, refill), now_s)
         self._last_result_s = now_s
         self.has_free_slot = True
 

@@ -44,10 +44,15 @@ class _Part(NamedTuple):
 def arrange(
     step: StepPlan, kv: KVCache, ropes: Sequence[Rope], windows: Collection[int | None], device: torch.device
 ) -> Arranged:
-    """Make room in the cache and lay out the rows of a step. Raises ProtocolError as `KVCache.extend` does."""
+    """Make room in the cache and lay out the rows of a step.
+
+    Raises ProtocolError as `KVCache.extend` does, or `revisit` for a step that refills.
+    """
     prompt, generated = _split_roles(step)
+    is_refill = step.refill is not None
+    find = kv.revisit if is_refill else kv.extend
     slabs = {
-        sequence.sequence_id: kv.extend(sequence.sequence_id, sequence.start, sequence.num_tokens)
+        sequence.sequence_id: find(sequence.sequence_id, sequence.start, sequence.num_tokens)
         for sequence in step.sequences
     }
     alone: list[SequenceRows] = []
@@ -57,7 +62,8 @@ def arrange(
     for part in (*prompt, *generated):
         slab = slabs[part.sequence.sequence_id]
         rows = SequenceRows(len(order), part.num_tokens, part.start, slab)
-        columns = columns_of_group(slab.num_tokens) if part.sequence.num_tokens == 1 else None
+        is_newest = part.sequence.num_tokens == 1 and not is_refill  # as a group takes its members to be
+        columns = columns_of_group(slab.num_tokens) if is_newest else None
         if columns is None or columns > slab.capacity:
             alone.append(rows)
         else:

@@ -13,12 +13,13 @@ forgotten is zeroed.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import torch
 
 from butterfly.errors import ProtocolError
-from butterfly.specs import Adoption
+from butterfly.specs import Adoption, KeptSequence
 
 KEY_BLOCK = 64  # tokens
 _FIRST_CAPACITY = 256  # tokens, of a slab that grows
@@ -62,6 +63,14 @@ class Slab:
             self.key_data[:, blocks, :, :, :rest] = source.key_data[:, blocks, :, :, :rest]
         self.value_data[:, :, :num_tokens] = source.value_data[:, :, :num_tokens]
         self.num_tokens = num_tokens
+
+    def copy_layer(self, layer: int, source: Slab, source_layer: int, num_tokens: int) -> None:
+        """Take over the first tokens of one layer of a slab with other layers."""
+        blocks, rest = divmod(num_tokens, KEY_BLOCK)
+        self.keys[layer][:blocks] = source.keys[source_layer][:blocks]
+        if rest:
+            self.keys[layer][blocks, :, :, :rest] = source.keys[source_layer][blocks, :, :, :rest]
+        self.values[layer][:, :num_tokens] = source.values[source_layer][:, :num_tokens]
 
     def truncate(self, num_tokens: int) -> None:
         """Forget the tokens from `num_tokens` on: their memory is as if they had never been."""
@@ -114,6 +123,47 @@ class KVCache:
             self._grow(slab, end)
         slab.num_tokens = end
         return slab
+
+    def revisit(self, sequence_id: int, start: int, num_tokens: int) -> Slab:
+        """Return the slab of a sequence whose cached positions [start, start + num_tokens) some layers compute again.
+
+        Raises ProtocolError when they are not cached.
+        """
+        slab = self._slabs.get(sequence_id)
+        if slab is None or start < 0 or start + num_tokens > slab.num_tokens:
+            cached = slab.num_tokens if slab is not None else 0
+            raise ProtocolError(
+                f"a step goes over {start + num_tokens} tokens of sequence {sequence_id}, of which {cached} are cached"
+            )
+        return slab
+
+    def take_over(self, source: KVCache | None, slots: Sequence[int | None], kept: Iterable[KeptSequence]) -> None:
+        """Begin with these sequences, and with what `source` has of them in those of our layers that are its own.
+
+        `slots` says, for each layer, which one of `source` it was; None: it was not there, and is to be computed again.
+        `source` is empty then. Raises ProtocolError when it has fewer tokens than are to be kept.
+        """
+        is_same = source is not None and list(slots) == list(range(source._num_layers))
+        for sequence in kept:
+            old = source._slabs.pop(sequence.sequence_id, None) if source is not None else None
+            has_layers = any(slot is not None for slot in slots)
+            if has_layers and (old is None or old.num_tokens < sequence.num_tokens):
+                cached = old.num_tokens if old is not None else 0
+                raise ProtocolError(
+                    f"{sequence.num_tokens} tokens of sequence {sequence.sequence_id} are to be kept, "
+                    f"but {cached} are cached"
+                )
+            if is_same and old is not None:
+                old.truncate(sequence.num_tokens)
+                self._slabs[sequence.sequence_id] = old
+                continue
+            slab = self._slabs[sequence.sequence_id] = Slab(*self._allocate(sequence.num_tokens))
+            slab.num_tokens = sequence.num_tokens
+            for layer, slot in enumerate(slots):
+                if slot is not None and old is not None:
+                    slab.copy_layer(layer, old, slot, sequence.num_tokens)
+        if source is not None:
+            source._slabs.clear()
 
     def adopt(self, adoption: Adoption) -> None:
         """Begin a sequence with the first cached tokens of another, whose slab it copies or takes.

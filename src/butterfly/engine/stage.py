@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from butterfly.engine.batching import arrange
+from butterfly.engine.border import Border
 from butterfly.engine.decoder import DecoderLayer, RMSNorm
 from butterfly.engine.device import TORCH_DTYPES, return_free_memory
 from butterfly.engine.embedding import Embedding
@@ -18,7 +20,16 @@ from butterfly.engine.linear import LinearLoader
 from butterfly.engine.parts import Parts, Recipe, StageTensors, Tensors, group_tensors
 from butterfly.engine.tensor_data import TensorFiles
 from butterfly.errors import ModelFormatError, ProtocolError
-from butterfly.specs import ComputeDType, ModelSpec, StagePlan, StepPlan, TensorEntry, WeightFormat
+from butterfly.specs import (
+    ComputeDType,
+    KeptSequence,
+    LayerRange,
+    ModelSpec,
+    StagePlan,
+    StepPlan,
+    TensorEntry,
+    WeightFormat,
+)
 
 Progress = Callable[[int, int], None]  # stored bytes that are done with, in all
 
@@ -33,6 +44,9 @@ class Loading:
     previous: Stage | None = None
     """Given up: its layers and ends that are wanted again are taken over, all else is freed, and it never runs again.
     When loading fails, it holds what is there by then, and can be the `previous` of another try."""
+    kept: Sequence[KeptSequence] = ()
+    """Sequences that go on. What `previous` has of them in the layers that are taken over is kept, and the hidden
+    states that it handed on; in the other layers they are to be refilled."""
 
 
 class Stage:
@@ -61,6 +75,7 @@ class Stage:
         self.device, self.dtype = device, TORCH_DTYPES[dtype]
         self._is_given_up = False
         recipe, previous = Recipe(model, device, self.dtype, weights), loading.previous
+        before = None if previous is None or not loading.kept else previous._memory
         try:
             wanted = group_tensors(stage, tensors)
             self._parts = Parts(recipe) if previous is None else previous._give_up(recipe, wanted)
@@ -74,6 +89,8 @@ class Stage:
         self._embedding = self._parts.embeddings.get(wanted.embedding)
         self._head = self._parts.heads.get(wanted.head)
         self._hold([self._parts.layers[layer] for layer in wanted.layers])
+        if loading.kept:
+            self._remember(before, loading.kept)
 
     def with_layers(self, layers: Sequence[DecoderLayer]) -> Stage:
         """For measuring: this stage with other layers in place of its own and an empty cache; all else is shared."""
@@ -92,6 +109,25 @@ class Stage:
             device=self.device,
             dtype=self.dtype,
         )
+        self._borders = {} if self.plan.head else {self.plan.end: self._new_border()}
+
+    def _new_border(self) -> Border:
+        return Border(self.model.hidden_size, self.dtype, self.device)
+
+    @property
+    def _memory(self) -> _Memory:
+        return _Memory(self.plan, self._kv, self._borders)
+
+    @torch.inference_mode()
+    def _remember(self, before: _Memory | None, kept: Sequence[KeptSequence]) -> None:
+        """Let these sequences go on, with what the stage before had of them."""
+        start, end = (before.plan.start, before.plan.end) if before is not None else (0, 0)
+        slots = [layer - start if start <= layer < end else None for layer in range(self.plan.start, self.plan.end)]
+        self._kv.take_over(before.kv if before is not None else None, slots, kept)
+        border = before.borders.get(end) if before is not None else None
+        if border is not None:
+            border.keep(kept)
+            self._borders[end] = border
 
     def _give_up(self, recipe: Recipe, wanted: StageTensors) -> Parts:
         """Let go of all but the parts that a stage of this recipe wants, and return those."""
@@ -151,23 +187,54 @@ class Stage:
         step's, or a token mask that cannot be used.
         """
         output = self.forward(step, hidden)
-        return output if self._head is None else self._head.answer(step, output)
+        if self._head is None:
+            return output
+        return self._head.answer(step, output) if step.refill is None else Answer((), ())
 
     @torch.inference_mode()
     def forward(self, step: StepPlan, hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """Drop, adopt, then run the decoder layers of this stage; return hidden states [tokens, hidden_size]."""
+        """Drop, adopt, then run the decoder layers of this stage; return hidden states [tokens, hidden_size].
+
+        Of a step that refills: those of the layers that it names, and no rows where the next stage needs none.
+        """
         assert not self._is_given_up, "another stage took this one over"
         for sequence_id in step.released:
-            self._kv.release(sequence_id)
+            self._release(sequence_id)
         for adoption in step.adopted:
             self._kv.adopt(adoption)
-        x = self._enter(step, hidden)
+            for border in self._borders.values():
+                border.adopt(adoption)
+        if step.refill is not None:
+            return self._refill(step, step.refill, hidden)
+        x = self._compute(step, self._enter(step, hidden), range(len(self._layers)))
+        if self.plan.end in self._borders:
+            self._borders[self.plan.end].write(step, x)
+        return x
+
+    def _refill(self, step: StepPlan, layers: LayerRange, hidden: torch.Tensor | None) -> torch.Tensor:
+        """Compute cached tokens once more, in our share of these layers."""
+        start, end = self.plan.start, self.plan.end
+        first, last = max(start, layers.start), min(end, layers.end)
+        if layers.start == end:
+            return self._border_at(end).read(step)
+        if first >= last:
+            return self._no_rows()
+        x = self._enter(step, hidden) if first == start else self._border_at(first).read(step)
+        x = self._compute(step, x, range(first - start, last - start))
+        if last < end:
+            return self._no_rows()
+        if end in self._borders:
+            self._borders[end].write(step, x)
+        return x
+
+    def _compute(self, step: StepPlan, x: torch.Tensor, slots: Iterable[int]) -> torch.Tensor:
+        """Run hidden states through the layers in these slots."""
         if not len(x):
             return x
         arranged = arrange(step, self._kv, self._ropes, self._windows, self.device)
         x = arranged.enter(x)
-        for slot, layer in enumerate(self._layers):
-            x = layer(x, arranged.batch, slot)
+        for slot in slots:
+            x = self._layers[slot](x, arranged.batch, slot)
         return arranged.leave(x)
 
     @torch.inference_mode()
@@ -176,12 +243,34 @@ class Stage:
         assert self._head is not None, "only the stage with the head has logits"
         return self._head.logits(hidden)
 
+    def _release(self, sequence_id: int) -> None:
+        self._kv.release(sequence_id)
+        for border in self._borders.values():
+            border.release(sequence_id)
+
     def _enter(self, step: StepPlan, hidden: torch.Tensor | None) -> torch.Tensor:
+        """Return the hidden states before our first layer."""
         if self._embedding is not None:
             return self._embedding([token for sequence in step.sequences for token in sequence.token_ids])
         if hidden is None or hidden.shape != (step.num_tokens, self.model.hidden_size):
             raise ProtocolError(f"step {step.step_id} came without hidden states for its {step.num_tokens} tokens")
         return hidden.to(self.device)
+
+    def _border_at(self, layer: int) -> Border:
+        if layer not in self._borders:
+            raise ProtocolError(f"no hidden states were kept before layer {layer}")
+        return self._borders[layer]
+
+    def _no_rows(self) -> torch.Tensor:
+        return torch.empty(0, self.model.hidden_size, dtype=self.dtype, device=self.device)
+
+
+class _Memory(NamedTuple):
+    """What a stage knows of its sequences."""
+
+    plan: StagePlan
+    kv: KVCache
+    borders: dict[int, Border]  # by the layer before which they are
 
 
 class _Reporter:

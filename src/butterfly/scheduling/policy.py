@@ -42,7 +42,8 @@ def prefill_order(sequence: Sequence) -> tuple[int, ...]:
     state = sequence.state
     if not state.is_returning:
         return state.request.priority, 1, sequence.sequence_id
-    return state.request.priority, 0, int(state.num_output_tokens == 0), sequence.num_unscheduled_tokens
+    num_missing = sequence.num_unscheduled_refill_tokens + sequence.num_unscheduled_tokens
+    return state.request.priority, 0, int(state.num_output_tokens == 0), num_missing
 
 
 def first_to_preempt(sequences: Iterable[Sequence]) -> Sequence | None:

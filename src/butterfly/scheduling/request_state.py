@@ -157,6 +157,9 @@ class Sequence:
     num_in_flight_tokens: int = 0  # in the steps that are under way: several, while it is prefilled
     known_to_stages: bool = False  # some step carries it, so the stages must be told of its end
     ready_order: int = 0  # of its last result: decode steps take turns in this order
+    num_refill_tokens: int = 0  # cached before a move, and to be computed once more in the layers that were lost
+    num_refilled_tokens: int = 0
+    num_refill_in_flight: int = 0
 
     @property
     def num_scheduled_tokens(self) -> int:
@@ -168,17 +171,27 @@ class Sequence:
 
     @property
     def is_in_flight(self) -> bool:
-        return self.num_in_flight_tokens > 0
+        return self.num_in_flight_tokens > 0 or self.num_refill_in_flight > 0
+
+    @property
+    def is_refilling(self) -> bool:
+        """Not all of its layers have what it computed before the last move."""
+        return self.num_refilled_tokens < self.num_refill_tokens
+
+    @property
+    def num_unscheduled_refill_tokens(self) -> int:
+        return self.num_refill_tokens - self.num_refilled_tokens - self.num_refill_in_flight
 
     @property
     def is_decoding(self) -> bool:
         """Only its newest token is missing in the KV cache (or under way), and that is an output token."""
-        return self.state.num_tokens - self.num_computed_tokens <= 1 and self.state.num_output_tokens > 0
+        num_missing = self.state.num_tokens - self.num_computed_tokens
+        return num_missing <= 1 and self.state.num_output_tokens > 0 and not self.is_refilling
 
     @property
     def is_schedulable(self) -> bool:
-        """False for an aborted sequence that only waits for its steps to return."""
-        return self.state.finish_reason is None and self.num_unscheduled_tokens > 0
+        """False for an aborted sequence that only waits for its steps to return, and for one that is refilled."""
+        return self.state.finish_reason is None and not self.is_refilling and self.num_unscheduled_tokens > 0
 
     def start_step(self, num_tokens: int) -> SequenceStep:
         """Put the next `num_tokens` tokens in flight; sample if the last known one is among them."""
@@ -204,3 +217,25 @@ class Sequence:
         """A step came back: its tokens are in the KV cache of every stage."""
         self.num_computed_tokens += num_tokens
         self.num_in_flight_tokens -= num_tokens
+
+    def hold(self) -> None:
+        """The steps under way are lost, and with them the KV cache of some layers."""
+        self.num_refill_tokens, self.num_refilled_tokens = self.num_computed_tokens, 0
+        self.num_in_flight_tokens = self.num_refill_in_flight = 0
+
+    def start_refill(self, num_tokens: int) -> SequenceStep:
+        """Put the next `num_tokens` cached tokens in flight once more."""
+        state = self.state
+        start = self.num_refilled_tokens + self.num_refill_in_flight
+        self.num_refill_in_flight += num_tokens
+        return SequenceStep(
+            sequence_id=self.sequence_id,
+            start=start,
+            num_tokens=num_tokens,
+            prompt_length=state.num_prompt_tokens,
+            token_ids=tuple(state.tokens[start : start + num_tokens]),
+        )
+
+    def finish_refill(self, num_tokens: int) -> None:
+        self.num_refilled_tokens += num_tokens
+        self.num_refill_in_flight -= num_tokens

@@ -52,6 +52,14 @@ class RunningSequences:
     def holds(self, sequence: Sequence) -> bool:
         return self._sequences.get(sequence.sequence_id) is sequence
 
+    def to_be_refilled(self) -> list[Sequence]:
+        """Those with cached tokens that are still to be sent once more."""
+        return [
+            sequence
+            for sequence in self._sequences.values()
+            if sequence.num_unscheduled_refill_tokens > 0 and sequence.state.finish_reason is None
+        ]
+
     @property
     def has_news(self) -> bool:
         """Whether the stages have still to hear of something."""
@@ -160,7 +168,7 @@ class RunningSequences:
 
     def _register(self, sequence: Sequence) -> None:
         """Let others find what this sequence has computed."""
-        if self._config.prefix_reuse != "off":
+        if self._config.prefix_reuse != "off" and not sequence.is_refilling:
             self._prefixes.extend(sequence.sequence_id, sequence.state.tokens, self._num_reusable(sequence))
 
     def _num_reusable(self, sequence: Sequence) -> int:
@@ -217,7 +225,7 @@ class RunningSequences:
         """Take back what an admission holds; the stages hear of it with the next step."""
         sequence_id = sequence.sequence_id
         del self._sequences[sequence_id]
-        is_of_use = self._num_reusable(sequence) >= self._config.block_size
+        is_of_use = self._num_reusable(sequence) >= self._config.block_size and not sequence.is_refilling
         if not keep or not is_of_use or not self._config.max_kept_sequences:
             self._release(sequence_id, known=sequence.known_to_stages)
             return
@@ -225,6 +233,44 @@ class RunningSequences:
             self._release(superfluous)
         while self._prefixes.num_kept > self._config.max_kept_sequences:
             self._release(next(iter(self._prefixes.kept_ids())))
+
+    def finish_refill(self, sequence: Sequence, num_tokens: int) -> None:
+        """A step that computed cached tokens once more came back."""
+        sequence.finish_refill(num_tokens)
+        self._register(sequence)
+
+    def hold(self) -> list[RequestState]:
+        """Steps and some layers are lost. Sequences stay with what the other layers have, or begin anew.
+
+        Returns the requests that do.
+        """
+        anew = []
+        for sequence in self.all():
+            has_ended = sequence.state.finish_reason is not None
+            if has_ended or sequence.is_refilling or not sequence.num_computed_tokens:
+                self.drop(sequence, keep=False)
+                anew += [] if has_ended else [sequence.state]
+            else:
+                sequence.hold()
+                self._prefixes.forget(sequence.sequence_id)
+        for sequence_id in list(self._prefixes.kept_ids()):
+            self._release(sequence_id)
+        self.yielding = None
+        self._forget_news()  # stages are told whom to keep instead
+        return anew
+
+    def fits(self, config: SchedulerConfig) -> bool:
+        """Whether what sequences have in the KV cache has room under another plan."""
+        num_blocks = sum(-(-sequence.num_computed_tokens // config.block_size) for sequence in self.all())
+        return num_blocks <= config.num_blocks and len(self) <= config.max_num_sequences
+
+    def move(self, config: SchedulerConfig) -> None:
+        """Go on with other stages, which have heard of those who ran at `hold` and of no others."""
+        require(not self._prefixes.num_kept, "kept sequences outlive their stages")
+        self._config = config
+        self._pool = BlockPool(config.num_blocks, config.block_size)
+        for sequence in self.all():
+            self._pool.grow(sequence.sequence_id, sequence.num_computed_tokens)
 
     def forget_all(self) -> None:
         """Drop every running and kept sequence: the stages start afresh, and so do the requests."""
@@ -235,9 +281,11 @@ class RunningSequences:
 
     def start_afresh(self, config: SchedulerConfig) -> None:
         """Go on with other stages, which hold nothing and need hear of nothing. Nothing may run or be kept."""
-        require(not self._sequences and not self._prefixes.num_kept, "sequences outlive their stages")
-        self._config = config
-        self._pool = BlockPool(config.num_blocks, config.block_size)
+        require(not self._sequences, "sequences outlive their stages")
+        self.move(config)
+        self._forget_news()
+
+    def _forget_news(self) -> None:
         self._released.clear()
         self._adopted.clear()
 

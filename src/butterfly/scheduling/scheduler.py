@@ -15,8 +15,11 @@ from butterfly.scheduling.stage_times import StageTimes
 from butterfly.scheduling.waiting import ServedTokens, WaitingLine
 from butterfly.specs import (
     FinishReason,
+    KeptSequence,
+    LayerRange,
     Request,
     RequestOutput,
+    SequenceStep,
     Spec,
     StepPlan,
     StepResult,
@@ -58,6 +61,8 @@ class Scheduler:
         self._num_arrivals = 0
         self._num_updates = 0
         self._next_step_id = 1
+        self._refill: LayerRange | None = None  # which layers were lost in the last move
+        self._refilled_last = False  # whether the last step was for those who were held
 
     # ------------------------------------------------------------------------------- questions
 
@@ -151,9 +156,14 @@ class Scheduler:
         """Return the next step to send, or None while there is nothing to do or enough is under way."""
         self._admit()
         if len(self._in_flight) < self._config.max_steps_in_flight:
+            refilling = [] if self._refill is None else self._running.to_be_refilled()
+            if refilling and not (self._refilled_last and self._has_readers()):
+                return self._start_refill(refilling)
             batch = self._make_batch()
             if batch:
                 return self._start_step(batch)
+            if refilling:
+                return self._start_refill(refilling)
         if self._running.has_news and not self._in_flight:
             return self._start_step([])  # nothing else will run to carry the releases
         return None
@@ -169,6 +179,9 @@ class Scheduler:
             return []
         samples, scores = match_samples(step.plan, result), match_scores(step.plan, result)
         del self._in_flight[step.plan.slot]
+        if step.plan.refill is not None:
+            self._finish_refill(step)
+            return []
         if step.sequences:
             self._times.record(result.timings, step.plan.num_tokens)
         self._num_updates += 1
@@ -194,6 +207,26 @@ class Scheduler:
         self._waiting.clear()
         return [self._book(state.finish("error", reason)) for state in states]
 
+    def hold(self) -> None:
+        """Stages are lost: forget the steps under way. Requests keep their tokens, and what other stages have of them.
+
+        `resume` or `fail_all` comes next; until then nothing may be scheduled.
+        """
+        self._in_flight.clear()
+        for sequence in self._running.all():
+            sequence.state.is_returning = True
+        for state in self._running.hold():
+            self._waiting.push(state)
+
+    def kept_for(self, config: SchedulerConfig) -> tuple[KeptSequence, ...]:
+        """What stages need to keep, of `hold`, for these sequences to go on under another plan; empty: nothing."""
+        if not self._running.fits(config):
+            return ()
+        return tuple(
+            KeptSequence(sequence_id=sequence.sequence_id, num_tokens=sequence.num_computed_tokens)
+            for sequence in self._running.all()
+        )
+
     def requeue_all(self) -> None:
         """Recovery is preemption: forget steps and KV cache, keep the tokens, let prefill rebuild the rest.
 
@@ -207,13 +240,19 @@ class Scheduler:
             state.is_returning = True
             self._waiting.push(state)
 
-    def resume(self, config: SchedulerConfig) -> list[RequestOutput]:
-        """After `requeue_all()`: go on under another plan, with stages that hold nothing yet.
+    def resume(self, config: SchedulerConfig, refill: LayerRange | None = None) -> list[RequestOutput]:
+        """After `hold()` or `requeue_all()`: go on under another plan.
 
-        Returns the ends of those requests that its KV cache can never hold.
+        `refill`: the layers that have to be computed once more for what `kept_for(config)` said, while the stages have
+        the others. None: the stages hold nothing yet. Returns the ends of those requests that its KV cache can never
+        hold.
         """
-        self._config = config
-        self._running.start_afresh(config)
+        if refill is None:
+            self.requeue_all()
+            self._running.start_afresh(config)
+        else:
+            self._running.move(config)
+        self._config, self._refill = config, refill
         self._times.start_afresh()
         capacity = config.num_blocks * config.block_size
         too_long = [
@@ -241,7 +280,8 @@ class Scheduler:
             for part in step.plan.sequences:
                 flying[part.sequence_id] = flying.get(part.sequence_id, 0) + part.num_tokens
         for sequence in sequences:
-            name, num_in_flight = f"sequence {sequence.sequence_id}", sequence.num_in_flight_tokens
+            num_in_flight = sequence.num_in_flight_tokens + sequence.num_refill_in_flight
+            name = f"sequence {sequence.sequence_id}"
             require(num_in_flight == flying.get(sequence.sequence_id, 0), f"{name} and its steps disagree")
             require(num_in_flight > 0 or sequence.state.finish_reason is None, f"{name} outlives its request")
             require(sequence.num_computed_tokens < sequence.state.num_tokens, f"{name} has nothing left to compute")
@@ -358,17 +398,52 @@ class Scheduler:
     def _start_step(self, batch: list[tuple[Sequence, int]]) -> StepPlan:
         for sequence, num_tokens in batch:
             self._charge(sequence, num_tokens)
+        self._refilled_last = False
+        parts = tuple(sequence.start_step(num_tokens) for sequence, num_tokens in batch)
+        return self._send(parts, tuple(sequence for sequence, _ in batch), None)
+
+    def _send(
+        self, parts: tuple[SequenceStep, ...], sequences: tuple[Sequence, ...], refill: LayerRange | None
+    ) -> StepPlan:
         released, adopted = self._running.take_news()
         plan = StepPlan(
             step_id=self._next_step_id,
             slot=next(slot for slot in range(self._config.max_steps_in_flight) if slot not in self._in_flight),
-            sequences=tuple(sequence.start_step(num_tokens) for sequence, num_tokens in batch),
+            sequences=parts,
             released=released,
             adopted=adopted,
+            refill=refill,
         )
         self._next_step_id += 1
-        self._in_flight[plan.slot] = _InFlightStep(plan, tuple(sequence for sequence, _ in batch))
+        self._in_flight[plan.slot] = _InFlightStep(plan, sequences)
         return plan
+
+    def _has_readers(self) -> bool:
+        """Whether somebody who is back could have a token now."""
+        return any(sequence.is_decoding and sequence.is_schedulable for sequence in self._running.all())
+
+    def _start_refill(self, refilling: list[Sequence]) -> StepPlan:
+        """A step of cached tokens, in the layers that were lost; in the order of `policy.prefill_order`."""
+        num_waiting = sum(sequence.num_unscheduled_refill_tokens for sequence in refilling)
+        chunk = self._times.chunk_tokens(
+            num_waiting, self._config.num_slots, self._config.first_chunk_tokens, num_decodes=0
+        )
+        budget = min(chunk, self._config.max_num_batched_tokens)
+        batch = []
+        for sequence in sorted(refilling, key=policy.prefill_order):
+            num_tokens = min(budget, sequence.num_unscheduled_refill_tokens)
+            if num_tokens:
+                batch.append((sequence, num_tokens))
+                budget -= num_tokens
+        self._refilled_last = True
+        parts = tuple(sequence.start_refill(num_tokens) for sequence, num_tokens in batch)
+        return self._send(parts, tuple(sequence for sequence, _ in batch), self._refill)
+
+    def _finish_refill(self, step: _InFlightStep) -> None:
+        for sequence, part in zip(step.sequences, step.plan.sequences, strict=True):
+            self._running.finish_refill(sequence, part.num_tokens)
+            if sequence.state.finish_reason is not None and not sequence.is_in_flight:
+                self._running.finish(sequence)
 
     def _charge(self, sequence: Sequence, num_tokens: int) -> None:
         """Let the tenant pay for prompt tokens that are computed for the first time, and for the token it will get."""

@@ -53,6 +53,8 @@ from butterfly.specs.status import (
 )
 from butterfly.specs.steps import (
     Adoption,
+    KeptSequence,
+    LayerRange,
     SampledToken,
     SamplingContext,
     ScoredTokens,
@@ -74,7 +76,9 @@ __all__ = [
     "FinishReason",
     "GrammarKind",
     "GrammarSpec",
+    "KeptSequence",
     "LayerPin",
+    "LayerRange",
     "LayerProfile",
     "LayerSpec",
     "LinkSpec",

@@ -43,6 +43,24 @@ class Adoption(Spec, frozen=True):
     keeps_source: bool  # True: a copy; False: the cache itself, and the source is gone
 
 
+class LayerRange(Spec, frozen=True):
+    """Layers [start, end)."""
+
+    start: int
+    end: int
+
+    def enters(self, layer: int) -> bool:
+        """Whether computing these layers needs the hidden states before this one."""
+        return self.start <= layer < self.end
+
+
+class KeptSequence(Spec, frozen=True):
+    """A sequence that goes on after a move, with what each stage has of it in the layers that it keeps."""
+
+    sequence_id: int
+    num_tokens: int  # cached ones
+
+
 class StepPlan(Spec, frozen=True):
     """One pass through all stages, decided by the scheduler. Sequences are told, never asked for.
 
@@ -54,6 +72,9 @@ class StepPlan(Spec, frozen=True):
     sequences: tuple[SequenceStep, ...]
     released: tuple[int, ...] = ()  # sequence ids whose KV cache is dropped before this step
     adopted: tuple[Adoption, ...] = ()
+    refill: LayerRange | None = None
+    """Set: cached tokens are computed once more, in these layers only, from the hidden states that were kept at the
+    border before them. Nothing is sampled."""
 
     @property
     def num_tokens(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from butterfly.communication import check_hidden
 from butterfly.errors import ProtocolError
 from butterfly.messages import Load, Step
-from butterfly.specs import Adoption, SequenceStep
+from butterfly.specs import Adoption, SequenceStep, StepPlan
 from butterfly.worker.sampling_checks import problem_of_sampling
 
 
@@ -18,12 +18,26 @@ def check_step(step: Step, load: Load, sender: str) -> None:
     """
     for adoption in step.plan.adopted:
         _refuse(step, sender, adoption.sequence_id, _problem_of_adoption(adoption, load.max_context))
+    if (problem := _problem_of_refill(step.plan, load.model.num_layers)) != "":
+        raise ProtocolError(f"{sender} sent step {step.plan.step_id}, which {problem}", sender)
     for sequence in step.plan.sequences:
         _refuse(step, sender, sequence.sequence_id, _problem_of_sequence(sequence, load))
     if not load.stage.embedding:
-        check_hidden(step, load.model.hidden_size, load.dtype, sender)
+        refill = step.plan.refill
+        num_rows = step.plan.num_tokens if refill is None or refill.enters(load.stage.start) else 0
+        check_hidden(step, (num_rows, load.model.hidden_size), load.dtype, sender)
     elif step.hidden is not None:
         raise ProtocolError(f"{sender} sent a hidden state with step {step.plan.step_id}, which starts here", sender)
+
+
+def _problem_of_refill(plan: StepPlan, num_layers: int) -> str:
+    if plan.refill is None:
+        return ""
+    start, end = plan.refill.start, plan.refill.end
+    if not 0 <= start < end <= num_layers:
+        return f"refills layers {start}:{end} of {num_layers}"
+    asks = any(part.sampling is not None or part.scored_token_ids for part in plan.sequences)
+    return "refills, and asks for tokens" if asks else ""
 
 
 def _refuse(step: Step, sender: str, sequence_id: int, problem: str) -> None:

@@ -49,9 +49,9 @@ class EngineStageFactory:
 
     def _loading(self, load: Load, progress: Progress, held: EngineStage | None) -> Loading:
         if self._locate is None or not load.sources:
-            return Loading(progress, previous=held)
+            return Loading(progress, previous=held, kept=load.kept)
         locate, halves = self._locate, _Halves(progress)
-        return Loading(halves.converted, lambda tensors: locate(tensors, load.sources, halves.located), previous=held)
+        return Loading(halves.converted, lambda tensors: locate(tensors, load.sources, halves.located), held, load.kept)
 
 
 class _Halves:

@@ -32,7 +32,7 @@ def test_tensor_num_bytes(dtype: ComputeDType, shape: tuple[int, ...], num_bytes
 
 
 def test_the_announced_hidden_state_passes() -> None:
-    check_hidden(step(TensorHeader(dtype="bfloat16", shape=(3, 8))), 8, "bfloat16", "peer")
+    check_hidden(step(TensorHeader(dtype="bfloat16", shape=(3, 8))), (3, 8), "bfloat16", "peer")
 
 
 @pytest.mark.parametrize(
@@ -48,5 +48,5 @@ def test_the_announced_hidden_state_passes() -> None:
 )
 def test_anything_else_names_the_sender(hidden: TensorHeader | None) -> None:
     with pytest.raises(ProtocolError, match="peer sent step 5") as caught:
-        check_hidden(step(hidden), 8, "bfloat16", "peer")
+        check_hidden(step(hidden), (3, 8), "bfloat16", "peer")
     assert caught.value.peer == "peer"

@@ -16,6 +16,8 @@ from msgspec.structs import replace
 from butterfly.scheduling import SchedulerConfig
 from butterfly.specs import (
     Adoption,
+    KeptSequence,
+    LayerRange,
     Request,
     SampledToken,
     SamplingContext,
@@ -89,6 +91,8 @@ class FakeEngine:
     _met: set[int] = field(default_factory=set)
     _gone: set[int] = field(default_factory=set)  # released or adopted away
     _last_step_id: int = 0
+    refill: LayerRange | None = None  # what the last move lost
+    _stale: dict[int, int] = field(default_factory=dict)  # tokens that some layers have not yet, by sequence id
 
     @property
     def num_blocks(self) -> int:
@@ -116,7 +120,12 @@ class FakeEngine:
         ids = [part.sequence_id for part in plan.sequences]
         assert len(set(ids)) == len(ids), "a sequence is twice in a step"
         assert len(ids) <= self.config.max_num_sequences
+        assert plan.refill in (None, self.refill)
         for part in plan.sequences:
+            if plan.refill is not None:
+                self._refill(part)
+                continue
+            assert not self._stale.get(part.sequence_id), "some layers have not its beginning"
             self._check_flight(part)
             self._extend(part)
         assert self.num_blocks <= self.config.num_blocks, "more tokens than the KV cache holds"
@@ -144,9 +153,31 @@ class FakeEngine:
     def restart(self) -> None:
         """The stages died: caches and steps in flight are gone."""
         self.caches.clear()
+        self._stale.clear()
         self.in_flight.clear()
 
+    def move(self, kept: Sequence[KeptSequence], refill: LayerRange) -> None:
+        """Some stages died: these sequences stay, and the others of what they held are gone."""
+        lengths = {sequence.sequence_id: sequence.num_tokens for sequence in kept}
+        assert lengths.keys() <= self.caches.keys() - self._gone, "a sequence that no stage has is to be kept"
+        assert all(0 < length <= len(self.caches[name]) for name, length in lengths.items())
+        self.caches = {name: self.caches[name][:length] for name, length in lengths.items()}
+        self._stale, self.refill = dict(lengths), refill
+        self.in_flight.clear()
+        self._scored.clear()
+
     # ------------------------------------------------------------------------------ the insides
+
+    def _refill(self, part: SequenceStep) -> None:
+        assert part.sequence_id not in self._gone
+        cache = self.caches[part.sequence_id]
+        assert part.start == len(cache) - self._stale[part.sequence_id], "not the next position"
+        assert list(part.token_ids) == cache[part.start : part.start + part.num_tokens]
+        assert 0 < part.num_tokens == len(part.token_ids)
+        assert part.sampling is None
+        assert not part.scored_token_ids
+        self._stale[part.sequence_id] -= part.num_tokens
+        self.num_computed_tokens += part.num_tokens
 
     def _lose(self, sequence_id: int) -> None:
         assert sequence_id in self._met, "given up before any step carried it"
@@ -161,6 +192,7 @@ class FakeEngine:
         if self.config.prefix_reuse == "prompt":  # a source that only adopted so far has nothing else
             num_read = self._prompt_lengths.get(adoption.source_id, adoption.num_tokens)
             assert adoption.num_tokens <= num_read, "what was generated is reused"
+        assert not self._stale.get(adoption.source_id), "some layers of the source have nothing yet"
         tokens = self.caches[adoption.source_id][: adoption.num_tokens]
         if not adoption.keeps_source:
             self._lose(adoption.source_id)

@@ -8,8 +8,10 @@ from zlib import crc32
 import msgspec
 
 from butterfly.scheduling import Scheduler, SchedulerConfig, TokenMatcher
-from butterfly.specs import Request, RequestOutput, SamplingSpec, StepPlan
+from butterfly.specs import LayerRange, Request, RequestOutput, SamplingSpec, StepPlan
 from tests.unit.scheduling.fake_engine import FakeEngine, StageCost, tokens_up_to
+
+LOST = LayerRange(start=1, end=2)
 
 _DEFAULTS = {
     "num_slots": 1,
@@ -137,6 +139,18 @@ class Rig:
         """The stages died and others stand in for them."""
         self.engine.restart()
         self.scheduler.requeue_all()
+        self.scheduler.check_integrity()
+
+    def replace_a_stage(self, refill: LayerRange = LOST) -> None:
+        """One of several stages died, and another takes its layers."""
+        self.scheduler.hold()
+        self.scheduler.check_integrity()
+        kept = self.scheduler.kept_for(self.config)
+        if kept:
+            self.engine.move(kept, refill)
+        else:
+            self.engine.restart()
+        self.take(self.scheduler.resume(self.config, refill if kept else None))
         self.scheduler.check_integrity()
 
     def tokens(self, name: str) -> list[int]:
