@@ -2,8 +2,10 @@
 
 Promises: `Stage(model, stage_plan, tensors, device, dtype)` materialises exactly the given tensors, and of
 a stage before it takes over what is the same, so that only what is missing is read (`Loading`);
-`Stage.run(step, hidden) -> hidden or Answer`. A step first drops the sequences it releases, then begins those it
-adopts with cached tokens of others, then computes; it may have no tokens at all. In bfloat16 on a CPU a request's
+`Stage.run(step, hidden) -> hidden or Answer`. Of sequences that are kept through a move (`Loading.kept`) it has what it
+had in the layers that it took over; a step with `refill` computes cached tokens once more in those it did not.
+A step first drops the sequences it releases, then begins those it adopts with cached tokens of others, then computes;
+it may have no tokens at all. In bfloat16 on a CPU a request's
 tokens and logprobs have the same bits whatever else is in the batch, however its prompt was chunked, however many
 stages there are, and whether its beginning was computed or adopted, prompt or generated.
 

@@ -82,6 +82,7 @@ def footprint(
         num_layer_params=tuple(_num_params(tensors, layer) for layer in range(spec.num_layers)),
         num_head_params=prod(head.shape),
         activation_bytes_per_token=_activation_bytes_per_token(spec),
+        border_bytes_per_token=spec.hidden_size * value_bytes,
     )
 
 

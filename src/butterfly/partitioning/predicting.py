@@ -145,6 +145,7 @@ def _node(problem: Problem, stage: StagePlan) -> NodeSpec:
 def _stages(problem: Problem, placement: Placement, workload: WorkloadSpec) -> list[StagePlan]:
     model = problem.model
     kv_tokens = workload.total_kv_tokens(min(workload.context, model.max_context))
+    border_bytes = model.border_bytes_per_token * kv_tokens
     stages = []
     for i, (node, start, end) in enumerate(placement.ranges()):
         embedding, head = i == 0, i == len(placement.nodes) - 1
@@ -155,9 +156,9 @@ def _stages(problem: Problem, placement: Placement, workload: WorkloadSpec) -> l
             embedding=embedding,
             head=head,
             weight_bytes=costs.weight_bytes(model, start, end, embedding=embedding, head=head),
-            kv_bytes=costs.kv_bytes_per_token(model, start, end) * kv_tokens,
+            kv_bytes=costs.kv_bytes_per_token(model, start, end) * kv_tokens + border_bytes,
             predicted_compute_s=0.0,
-            activation_bytes=problem.stage_bytes,
+            activation_bytes=problem.stage_bytes - border_bytes,
         )
         stages.append(msgspec.structs.replace(stage, predicted_compute_s=decode_stage_s(problem, stage, 1)))
     return stages

@@ -72,7 +72,7 @@ class Problem:
     layer_bytes: npt.NDArray[numpy.int64]  # [layer]: weights, and KV cache of the workload
     first_bytes: int  # what the first stage holds beyond its layers
     last_bytes: int
-    stage_bytes: int  # what every stage needs while it computes
+    stage_bytes: int  # what every stage needs beside its layers; the last one has no border, but is treated alike
     objective: Objective
     concurrency: int
     min_stages: int
@@ -106,7 +106,8 @@ class Problem:
             layer_bytes=numpy.array([weights + kv * kv_tokens for weights, kv in sizes], dtype=numpy.int64),
             first_bytes=model.embedding_bytes,
             last_bytes=model.head_bytes,
-            stage_bytes=model.activation_bytes_per_token * workload.max_num_batched_tokens,
+            stage_bytes=model.activation_bytes_per_token * workload.max_num_batched_tokens
+            + model.border_bytes_per_token * kv_tokens,
             objective=workload.objective,
             concurrency=workload.concurrency,
             min_stages=len(nodes) if constraints.use_all else 1,

@@ -95,6 +95,7 @@ def _more_memory(
     stages = {stage.worker: stage for stage in plan.stages}
     everything = sum(model.layer_weight_bytes) + model.embedding_bytes + model.head_bytes
     everything += sum(model.kv_bytes_per_token) * plan.kv_capacity_tokens
+    everything += model.border_bytes_per_token * plan.kv_capacity_tokens
     everything += max(stage.activation_bytes for stage in plan.stages)
     small = [node for node in cluster.nodes if node.memory_bytes < everything and node.name not in constraints.exclude]
 

@@ -28,7 +28,9 @@ A step with no sequences may come when only releases or adoptions are left to an
 `update()` sees its (empty) result. News that rides in a step whose loss is followed by `requeue_all()` or `fail_all()`
 is not repeated: stages that live on after a lost step start empty.
 
-Recovery is `requeue_all()`, and `resume(config)` once there are stages that hold nothing: requests keep their tokens.
+Recovery is `hold()`, `kept_for(config)` to say what stages must keep, and `resume(config, refill)` once they are there:
+sequences go on, and `refill` says in which layers their cached tokens are computed once more. `requeue_all()`, and
+`resume(config)` once there are stages that hold nothing, is the plain form: requests keep their tokens, nothing else.
 
 Results come in the order in which steps were sent, as a pipeline gives them.
 

@@ -186,12 +186,16 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Only its newest token is missing in the KV cache (or under way), and that is an output token."""
         num_missing = self.state.num_tokens - self.num_computed_tokens
-        return num_missing <= 1 and self.state.num_output_tokens > 0 and not self.is_refilling
+        return num_missing <= 1 and self.state.num_output_tokens > 0 and not self.num_unscheduled_refill_tokens
 
     @property
     def is_schedulable(self) -> bool:
-        """False for an aborted sequence that only waits for its steps to return, and for one that is refilled."""
-        return self.state.finish_reason is None and not self.is_refilling and self.num_unscheduled_tokens > 0
+        """False for an aborted sequence that only waits for its steps to return, and for one that is to be refilled.
+
+        A stage computes steps in the order of sending: what goes on from a refill need not wait for its return.
+        """
+        is_ready = self.state.finish_reason is None and not self.num_unscheduled_refill_tokens
+        return is_ready and self.num_unscheduled_tokens > 0
 
     def start_step(self, num_tokens: int) -> SequenceStep:
         """Put the next `num_tokens` tokens in flight; sample if the last known one is among them."""

@@ -25,6 +25,8 @@ from butterfly.specs import (
     StepResult,
 )
 
+_SHORTEST_REFILL = 4  # of a chunk, where a sequence ends: a step has a fixed cost
+
 
 class SchedulerCounts(Spec, frozen=True):
     """Where everything is. used + kept + free tokens of KV cache are all there are."""
@@ -423,18 +425,23 @@ class Scheduler:
         return any(sequence.is_decoding and sequence.is_schedulable for sequence in self._running.all())
 
     def _start_refill(self, refilling: list[Sequence]) -> StepPlan:
-        """A step of cached tokens, in the layers that were lost; in the order of `policy.prefill_order`."""
+        """A step of cached tokens, in the layers that were lost; in the order of `policy.prefill_order`.
+
+        It ends with a sequence where that makes it not much shorter: whoever is complete can read on.
+        """
         num_waiting = sum(sequence.num_unscheduled_refill_tokens for sequence in refilling)
         chunk = self._times.chunk_tokens(
             num_waiting, self._config.num_slots, self._config.first_chunk_tokens, num_decodes=0
         )
-        budget = min(chunk, self._config.max_num_batched_tokens)
-        batch = []
+        most = min(chunk, self._config.max_num_batched_tokens)
+        batch: list[tuple[Sequence, int]] = []
+        budget = most
         for sequence in sorted(refilling, key=policy.prefill_order):
+            if not budget or (batch and most - budget >= most // _SHORTEST_REFILL):
+                break
             num_tokens = min(budget, sequence.num_unscheduled_refill_tokens)
-            if num_tokens:
-                batch.append((sequence, num_tokens))
-                budget -= num_tokens
+            batch.append((sequence, num_tokens))
+            budget -= num_tokens
         self._refilled_last = True
         parts = tuple(sequence.start_refill(num_tokens) for sequence, num_tokens in batch)
         return self._send(parts, tuple(sequence for sequence, _ in batch), self._refill)

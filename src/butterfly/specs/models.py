@@ -90,6 +90,7 @@ class ModelFootprint(Spec, frozen=True):
     num_layer_params: tuple[int, ...] = ()  # multiplications per token of each layer; empty: two per byte
     num_head_params: int = 0  # 0: two per byte
     activation_bytes_per_token: int = 0  # what a stage needs while it computes, per token of a step
+    border_bytes_per_token: int = 0  # hidden states that a stage keeps of what it handed on, per cached token
 
     def layer_kind(self, layer: int) -> int:
         return self.layer_kinds[layer] if self.layer_kinds else 0

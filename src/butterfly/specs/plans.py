@@ -123,7 +123,7 @@ class StagePlan(Spec, frozen=True):
     embedding: bool  # this stage turns token ids into hidden states
     head: bool  # this stage has final norm, lm_head and sampler
     weight_bytes: int
-    kv_bytes: int  # reserved for the workload's KV cache
+    kv_bytes: int  # reserved for the workload's KV cache, and the hidden states that are kept beside it
     predicted_compute_s: float  # one decode token of one stream through this stage
     activation_bytes: int = 0  # reserved for the largest step
     predicted_hop_s: float = 0.0  # one decode token on its way to this stage

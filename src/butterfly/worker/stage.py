@@ -54,7 +54,8 @@ class StageFactory(Protocol):
 
         What `previous` has of it is taken over and counts as loaded; all else of `previous` is freed before anything
         is loaded, and it must not be run any more. If this raises, it may be the `previous` of the next try, which
-        then finds what was loaded by this one. The KV cache is empty in any case.
+        then finds what was loaded by this one. The KV cache has what `load.kept` names, in the layers that were taken
+        over.
 
         `progress` may raise to abandon the load (the process is to stop, or a newer plan has come); that
         exception must pass through. Raises ButterflyError, or MemoryError when the memory does not suffice.

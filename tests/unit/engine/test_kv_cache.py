@@ -7,7 +7,7 @@ import torch
 
 from butterfly.engine.kv_cache import KVCache, Slab
 from butterfly.errors import ProtocolError
-from butterfly.specs import Adoption
+from butterfly.specs import Adoption, KeptSequence
 
 LAYERS, HEADS, DIM, CONTEXT = 2, 3, 8, 300
 LENGTH = 200
@@ -103,3 +103,54 @@ def test_what_cannot_be_adopted_is_refused_and_changes_nothing(adoption: Adoptio
         cache.adopt(adoption)
     assert cache.used_bytes == (LENGTH + 3) * cache.bytes_per_token
     assert cache.extend(1, LENGTH, 1).num_tokens == LENGTH + 1
+
+
+class TestTakingOver:
+    """Another stage begins with what this one has in the layers that both have."""
+
+    def moved(self, slots: list[int | None], num_tokens: int) -> tuple[KVCache, Slab]:
+        """A cache whose layers were those of the source in these slots, and what the source had."""
+        cache, source = cache_with_source()
+        before = Slab(source.key_data.clone(), source.value_data.clone())
+        other = KVCache(len(slots), HEADS, DIM, max_context=CONTEXT, device=torch.device("cpu"), dtype=torch.float32)
+        other.take_over(cache, slots, [KeptSequence(sequence_id=1, num_tokens=num_tokens)])
+        assert cache.used_bytes == 0
+        return other, before
+
+    @pytest.mark.parametrize("num_tokens", LENGTHS)
+    @pytest.mark.parametrize("slots", [[0, 1], [None, 0], [1, None, None], [None]], ids=str)
+    def test_layers_that_stay_are_there_and_zeros_everywhere_else(
+        self, slots: list[int | None], num_tokens: int
+    ) -> None:
+        cache, before = self.moved(slots, num_tokens)
+        slab = cache.revisit(1, 0, num_tokens)
+        kept = (torch.arange(slab.capacity) < num_tokens)[:, None]
+        for layer, slot in enumerate(slots):
+            if slot is None:
+                assert not slab.value_data[layer].any()
+                assert not slab.key_data[layer].any()
+            else:
+                assert torch.equal(slab.value_data[layer], torch.where(kept, before.value_data[slot], 0.0))
+                assert torch.equal(keys_by_token(slab)[layer], torch.where(kept, keys_by_token(before)[slot], 0.0))
+        assert cache.extend(1, num_tokens, 1).num_tokens == num_tokens + 1
+
+    def test_who_is_not_named_is_gone(self) -> None:
+        cache, _ = cache_with_source()
+        other = KVCache(LAYERS, HEADS, DIM, max_context=CONTEXT, device=torch.device("cpu"), dtype=torch.float32)
+        other.take_over(cache, [0, 1], [])
+        assert (cache.used_bytes, other.used_bytes) == (0, 0)
+
+    def test_a_stage_without_a_past_has_room_for_them(self) -> None:
+        cache = KVCache(LAYERS, HEADS, DIM, max_context=CONTEXT, device=torch.device("cpu"), dtype=torch.float32)
+        cache.take_over(None, [None, None], [KeptSequence(sequence_id=5, num_tokens=70)])
+        assert not cache.revisit(5, 0, 70).key_data.any()
+
+    def test_more_than_there_is_cannot_be_kept(self) -> None:
+        with pytest.raises(ProtocolError, match="201 tokens of sequence 1 are to be kept, but 200 are cached"):
+            self.moved([0, None], LENGTH + 1)
+
+    @pytest.mark.parametrize(("sequence_id", "start", "count"), [(1, 150, 51), (2, 0, 1), (1, -1, 2)])
+    def test_what_is_not_cached_cannot_be_gone_over(self, sequence_id: int, start: int, count: int) -> None:
+        cache, _ = cache_with_source()
+        with pytest.raises(ProtocolError, match=f"tokens of sequence {sequence_id}"):
+            cache.revisit(sequence_id, start, count)

@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from butterfly.errors import ProtocolError
 from butterfly.messages import Load, Step, TensorHeader
-from butterfly.specs import Adoption, SamplingContext, SamplingSpec, SequenceStep, StepPlan
+from butterfly.specs import Adoption, LayerRange, SamplingContext, SamplingSpec, SequenceStep, StepPlan
 from butterfly.worker.checks import check_step
-from tests.multiprocess.arithmetic_worker import HIDDEN_SIZE, PRIME
+from tests.multiprocess.arithmetic_worker import HIDDEN_SIZE, PRIME, model
 from tests.unit.worker.loads import load_of
 
 FIRST = load_of("w0", embedding=True)
@@ -50,6 +50,35 @@ def test_a_wrong_sequence_names_the_sender(sequence: SequenceStep, problem: str)
     with pytest.raises(ProtocolError, match=f"peer sent step 9 where sequence 3 .*{problem}") as caught:
         check_step(step(sequence), FIRST, "peer")
     assert caught.value.peer == "peer"
+
+
+def refilling(start: int, end: int, num_rows: int, sequence: SequenceStep = GOOD) -> Step:
+    plan = StepPlan(step_id=9, slot=0, sequences=(sequence,), refill=LayerRange(start=start, end=end))
+    return Step(epoch=1, plan=plan, hidden=TensorHeader(dtype="float32", shape=(num_rows, HIDDEN_SIZE)))
+
+
+def later(start: int) -> Load:
+    return replace(LATER, model=model(8), stage=replace(LATER.stage, start=start, end=8))
+
+
+@pytest.mark.parametrize(("first_layer", "num_rows"), [(2, 0), (3, 2), (5, 2), (6, 0), (7, 0)])
+def test_hidden_states_cross_the_borders_of_the_layers_that_are_refilled_and_no_others(
+    first_layer: int, num_rows: int
+) -> None:
+    check_step(refilling(3, 6, num_rows), later(first_layer), "peer")
+    with pytest.raises(ProtocolError, match="hidden state"):
+        check_step(refilling(3, 6, 2 - num_rows), later(first_layer), "peer")
+
+
+@pytest.mark.parametrize(("start", "end"), [(3, 3), (-1, 2), (4, 9)])
+def test_layers_that_are_not_there_cannot_be_refilled(start: int, end: int) -> None:
+    with pytest.raises(ProtocolError, match=f"peer sent step 9, which refills layers {start}:{end} of 8"):
+        check_step(refilling(start, end, 2), later(4), "peer")
+
+
+def test_a_refill_asks_for_no_tokens() -> None:
+    with pytest.raises(ProtocolError, match="refills, and asks for tokens"):
+        check_step(refilling(3, 6, 2, asking()), later(4), "peer")
 
 
 def asking(sampling: SamplingSpec | None = None, context: SamplingContext | None = None) -> SequenceStep:
