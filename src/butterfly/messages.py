@@ -173,7 +173,8 @@ class Load(_Message, frozen=True):
     next: PeerAddress  # who gets hidden states, or the coordinator for results
     max_context: int
     sources: tuple[PeerAddress, ...] = ()  # who answers FetchBlob: peers, and last the coordinator, DescribeTensors too
-    kept: tuple[KeptSequence, ...] = ()  # sequences that go on: their KV cache in layers that the worker keeps
+    kept: tuple[KeptSequence, ...] = ()  # sequences that go on
+    keeps_cache: bool = False  # whether the worker's last stage has these, as of the plan that was in force until now
 
 
 class Ping(_Message, frozen=True):

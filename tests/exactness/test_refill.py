@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import pytest
 import torch
 
-from butterfly.coordinator.refill import refill_range
+from butterfly.coordinator.refill import Standing
 from butterfly.engine import Loading, Stage
 from butterfly.models import Model, open_model, stage_tensors
 from butterfly.scheduling import Scheduler
@@ -58,15 +58,16 @@ class Cluster:
 
     def __init__(self, model: Model, cuts: Cuts) -> None:
         self.model = model
-        self.stages: dict[str, Stage] = {}
-        self.load(cuts, ())
+        self.stages: dict[str, Stage] = {}  # of all that ever had one
+        self.load(cuts, (), frozenset())
 
-    def load(self, cuts: Cuts, kept: Sequence[KeptSequence]) -> None:
+    def load(self, cuts: Cuts, kept: Sequence[KeptSequence], standing: Collection[str]) -> None:
         self.plan = plan_of(self.model, cuts)
-        before, self.stages = self.stages, {}
+        before = dict(self.stages)
         for stage in self.plan.stages:
             tensors = stage_tensors(self.model, stage.start, stage.end, embedding=stage.embedding, head=stage.head)
-            loading = Loading(previous=before.get(stage.worker), kept=kept)
+            keeps = bool(kept) and stage.worker in standing
+            loading = Loading(previous=before.get(stage.worker), kept=kept, keeps_cache=keeps)
             self.stages[stage.worker] = Stage(
                 self.model.spec, stage, tensors, device=torch.device("cpu"), dtype="bfloat16", loading=loading
             )
@@ -76,10 +77,6 @@ class Cluster:
         pipeline = LocalPipeline.__new__(LocalPipeline)
         pipeline.model, pipeline.stages = self.model, [self.stages[stage.worker] for stage in self.plan.stages]
         return pipeline
-
-    def survivors(self, after: Cuts) -> dict[str, StagePlan]:
-        names = {worker for worker, _, _ in after}
-        return {stage.worker: stage for stage in self.plan.stages if stage.worker in names}
 
 
 def requests() -> list[Request]:
@@ -100,6 +97,8 @@ class Run:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.config = scheduler_config(cluster.model)
+        self.standing = Standing()
+        self.standing.serve(cluster.plan)
         self.scheduler = Scheduler(self.config)
         self.tokens: dict[str, list[int]] = {}
         self.steps: list[StepPlan] = []
@@ -124,13 +123,17 @@ class Run:
             self.cluster.stages[first.worker].run(lost)  # some stage may have computed it already
         self.scheduler.hold()
         self.scheduler.check_integrity()
-        refill = refill_range(self.cluster.survivors(after), plan_of(self.cluster.model, after))
-        kept = self.scheduler.kept_for(self.config) if refill else ()
-        self.cluster.load(after, kept)
-        assert self.scheduler.resume(self.config, refill if kept else None) == []
+        for stage in self.cluster.plan.stages:
+            if stage.worker not in {worker for worker, _, _ in after}:
+                self.standing.forget(stage.worker)
+        kept = self.standing.move(plan_of(self.cluster.model, after))
+        sequences = self.scheduler.kept_for(self.config) if kept.refill else ()
+        self.cluster.load(after, sequences, kept.workers)
+        assert self.scheduler.resume(self.config, kept.refill if sequences else None) == []
+        self.standing.serve(self.cluster.plan)
         self.scheduler.check_integrity()
         self.steps.clear()
-        return refill
+        return kept.refill
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
@@ -188,6 +191,19 @@ def test_a_move_in_the_middle_of_refilling_gives_the_same_tokens(model: Model, e
     assert step.refill is not None
     run.scheduler.update(run.cluster.pipeline.result(step))
     assert run.move((("a", 0, 2), ("e", 2, 4), ("c", 4, 6))) == LayerRange(start=2, end=4)
+    run.until(MAX_TOKENS)
+    assert run.tokens == expected
+
+
+def test_who_was_left_out_for_a_while_comes_back_with_an_old_cache_that_nobody_uses(
+    model: Model, expected: dict[str, list[int]]
+) -> None:
+    """It has layers, and these sequences, but not as far as they have come since."""
+    run = Run(Cluster(model, BEFORE))
+    run.until(5)
+    assert run.move((("a", 0, 2), ("d", 2, 4), ("c", 4, 6))) == LayerRange(start=2, end=4)
+    run.until(15)
+    assert run.move((("a", 0, 2), ("b", 2, 4), ("c", 4, 6))) == LayerRange(start=2, end=4)
     run.until(MAX_TOKENS)
     assert run.tokens == expected
 

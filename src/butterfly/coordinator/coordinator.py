@@ -407,9 +407,10 @@ class Coordinator:
         self._plan = plan
         self._gate.raise_to(epoch)
         self._metrics.epoch_changed(epoch)
-        refill = self._standing.move(plan)
-        kept = self._serving.kept_for(self._scheduler_config(plan)) if self._serving and refill else ()
-        self._refill = refill if kept else None
+        kept = self._standing.move(plan)
+        if self._serving and kept.refill:
+            kept = kept._replace(sequences=self._serving.kept_for(self._scheduler_config(plan)))
+        self._refill = kept.refill if kept.sequences else None
         try:
             self._pipeline.load(plan, epoch, self._model, self._config, kept)
         except CommunicationError as error:

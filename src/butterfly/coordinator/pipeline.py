@@ -10,9 +10,10 @@ from msgspec.structs import replace
 from butterfly.communication import Outbox, Transport
 from butterfly.coordinator.config import CoordinatorConfig, PipelineModel
 from butterfly.coordinator.farewells import Farewells
+from butterfly.coordinator.refill import Kept
 from butterfly.errors import CommunicationError, PeerLostError, ProtocolError
 from butterfly.messages import PROTOCOL_VERSION, Dismiss, Introduce, Join, Load, Message, PeerAddress, Step
-from butterfly.specs import KeptSequence, Plan, StagePlan, StepPlan
+from butterfly.specs import Plan, StagePlan, StepPlan
 
 _log = logging.getLogger(__name__)
 
@@ -88,18 +89,16 @@ class Pipeline:
         epoch: int,
         model: PipelineModel,
         config: CoordinatorConfig,
-        kept: tuple[KeptSequence, ...] = (),
+        kept: Kept,
     ) -> None:
-        """Tell every worker of the plan which stage it is. Raises CommunicationError naming the worker.
-
-        `kept`: the sequences that go on with what the layers that stay have of them.
-        """
+        """Tell every worker of the plan which stage it is. Raises CommunicationError naming the worker."""
         self._first_stage = plan.stages[0].worker
         if config.blobs is not None:
             self._introduce(plan)
         for index, stage in enumerate(plan.stages):
             message = self._load_message(plan.stages, index, epoch, model, config)
-            self.send(stage.worker, replace(message, kept=kept))
+            keeps_cache = bool(kept.sequences) and stage.worker in kept.workers
+            self.send(stage.worker, replace(message, kept=kept.sequences, keeps_cache=keeps_cache))
 
     def _introduce(self, plan: Plan) -> None:
         """Let everybody give its tensors to those who are about to load."""

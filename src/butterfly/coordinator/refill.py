@@ -7,8 +7,17 @@ first layer that was lost, the lost layers alone are computed again; no token go
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from butterfly.specs import LayerRange, Plan, StagePlan
+from butterfly.specs import KeptSequence, LayerRange, Plan, StagePlan
+
+
+class Kept(NamedTuple):
+    """What stages keep through a move."""
+
+    refill: LayerRange | None = None  # the layers that compute cached tokens once more; None: all, nothing is kept
+    workers: frozenset[str] = frozenset()  # whose stage has the KV cache of the plan that was in force
+    sequences: tuple[KeptSequence, ...] = ()
 
 
 class Standing:
@@ -24,10 +33,13 @@ class Standing:
     def forget(self, worker: str) -> None:
         self._stages.pop(worker, None)
 
-    def move(self, plan: Plan) -> LayerRange | None:
-        """Return what has to be computed again under another plan; None: all layers. `serve` comes next."""
+    def move(self, plan: Plan) -> Kept:
+        """Return what stays under another plan, but for the sequences. `serve` comes next.
+
+        Who has been left out by a plan in between has a cache, too, but an old one.
+        """
         stages, self._stages = self._stages, {}
-        return refill_range(stages, plan)
+        return Kept(refill_range(stages, plan), frozenset(stages))
 
 
 def refill_range(before: Mapping[str, StagePlan], after: Plan) -> LayerRange | None:

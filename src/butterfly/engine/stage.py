@@ -45,8 +45,10 @@ class Loading:
     """Given up: its layers and ends that are wanted again are taken over, all else is freed, and it never runs again.
     When loading fails, it holds what is there by then, and can be the `previous` of another try."""
     kept: Sequence[KeptSequence] = ()
-    """Sequences that go on. What `previous` has of them in the layers that are taken over is kept, and the hidden
-    states that it handed on; in the other layers they are to be refilled."""
+    """Sequences that go on; in layers that do not keep their cache they are to be refilled."""
+    keeps_cache: bool = False
+    """Whether the cache of `previous`, in the layers that are taken over, is that of `kept`, and so are the hidden
+    states that it handed on. False: it is older."""
 
 
 class Stage:
@@ -75,7 +77,7 @@ class Stage:
         self.device, self.dtype = device, TORCH_DTYPES[dtype]
         self._is_given_up = False
         recipe, previous = Recipe(model, device, self.dtype, weights), loading.previous
-        before = None if previous is None or not loading.kept else previous._memory
+        before = previous._memory if previous is not None and loading.keeps_cache else None
         try:
             wanted = group_tensors(stage, tensors)
             self._parts = Parts(recipe) if previous is None else previous._give_up(recipe, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -48,10 +49,13 @@ class EngineStageFactory:
         return AdaptedStage(engine, load.dtype)
 
     def _loading(self, load: Load, progress: Progress, held: EngineStage | None) -> Loading:
+        loading = Loading(progress, previous=held, kept=load.kept, keeps_cache=load.keeps_cache)
         if self._locate is None or not load.sources:
-            return Loading(progress, previous=held, kept=load.kept)
+            return loading
         locate, halves = self._locate, _Halves(progress)
-        return Loading(halves.converted, lambda tensors: locate(tensors, load.sources, halves.located), held, load.kept)
+        return dataclasses.replace(
+            loading, progress=halves.converted, locate=lambda tensors: locate(tensors, load.sources, halves.located)
+        )
 
 
 class _Halves:
