@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from butterfly.errors import ContextLengthError, InvalidRequestError, OverloadedError, ProtocolError
+from butterfly.errors import InvalidRequestError, ProtocolError
 from butterfly.scheduling import policy
+from butterfly.scheduling.acceptance import clip_max_tokens, refuse_malformed, refuse_overload
 from butterfly.scheduling.config import SchedulerConfig
 from butterfly.scheduling.kv_blocks import require
 from butterfly.scheduling.matching import match_samples, match_scores
@@ -111,9 +112,12 @@ class Scheduler:
         ContextLengthError (could never run) or OverloadedError (the queue is full). A request that
         raises is forgotten. An empty queue takes a prompt of any length, so that none is refused for ever.
         """
-        self._refuse_malformed(request)
-        max_tokens = self._clip_max_tokens(request)
-        self._refuse_overload(request)
+        if request.request_id in self._unfinished:
+            problem = f"request id {request.request_id!r} is in use by a running request"
+            raise InvalidRequestError(problem, "", request.request_id)
+        refuse_malformed(request)
+        max_tokens = clip_max_tokens(request, self._config)
+        refuse_overload(request, self._waiting, self._times.prefill_tokens_per_s, self._config)
         state = RequestState(request, max_tokens, self._num_arrivals, now_s, matcher)
         self._num_arrivals += 1
         self._unfinished[request.request_id] = state
@@ -290,51 +294,6 @@ class Scheduler:
         require(set(flying) <= {sequence.sequence_id for sequence in sequences}, "a step has lost a sequence")
 
     # ---------------------------------------------------------------------------------- the insides
-
-    def _refuse_malformed(self, request: Request) -> None:
-        name = request.request_id
-        if not request.prompt_token_ids:
-            raise InvalidRequestError("the prompt has no tokens", "prompt", name)
-        if request.max_tokens < 1:
-            raise InvalidRequestError(f"max_tokens must be at least 1, not {request.max_tokens}", "max_tokens", name)
-        if name in self._unfinished:
-            raise InvalidRequestError(f"request id {name!r} is in use by a running request", "", name)
-
-    def _clip_max_tokens(self, request: Request) -> int:
-        """Return how many tokens the request may generate, or raise ContextLengthError."""
-        num_prompt, max_context = len(request.prompt_token_ids), self._config.max_context
-        if num_prompt + 1 > max_context:
-            raise ContextLengthError(
-                f"the prompt has {num_prompt} tokens, but the context of {max_context} tokens "
-                f"must hold it and at least one more",
-                "prompt",
-                request.request_id,
-            )
-        max_tokens = min(request.max_tokens, max_context - num_prompt)
-        capacity = self._config.num_blocks * self._config.block_size
-        if num_prompt + max_tokens > capacity:
-            raise ContextLengthError(
-                f"prompt of {num_prompt} + max_tokens {max_tokens} = {num_prompt + max_tokens} tokens "
-                f"can never fit the KV cache of {capacity} tokens",
-                "prompt" if num_prompt + 1 > capacity else "max_tokens",
-                request.request_id,
-            )
-        return max_tokens
-
-    def _refuse_overload(self, request: Request) -> None:
-        waiting, rate = self._waiting.num_tokens, self._times.prefill_tokens_per_s
-        limit = self._config.max_waiting_tokens
-        if rate is not None:
-            limit = int(min(limit, self._config.target_ttft_s * rate))
-        if not len(self._waiting) or waiting + len(request.prompt_token_ids) <= limit:
-            return
-        retry_after_s = self._config.retry_after_s if rate is None else max(1.0, waiting / rate)
-        raise OverloadedError(
-            f"{len(self._waiting)} requests with {waiting} tokens wait, and the queue takes {limit} "
-            f"at the speed of this cluster; try again in {retry_after_s:.0f} s",
-            retry_after_s,
-            request.request_id,
-        )
 
     def _admit(self) -> None:
         """Admit from the front of the line while there is room; nobody overtakes."""
