@@ -49,8 +49,9 @@ class Border:
         """As the KV cache does it."""
         rows = self._rows.get(adoption.source_id)
         if rows is not None:
-            self._rows[adoption.sequence_id] = rows[: adoption.num_tokens].clone()
-            self._num_tokens[adoption.sequence_id] = adoption.num_tokens
+            num_tokens = min(adoption.num_tokens, self._num_tokens[adoption.source_id])
+            self._rows[adoption.sequence_id] = rows[:num_tokens].clone()
+            self._num_tokens[adoption.sequence_id] = num_tokens
         if not adoption.keeps_source:
             self.release(adoption.source_id)
 

@@ -137,6 +137,11 @@ class KVCache:
             )
         return slab
 
+    def keep(self, kept: Iterable[KeptSequence]) -> None:
+        """Release all other sequences."""
+        names = {sequence.sequence_id for sequence in kept}
+        self._slabs = {name: slab for name, slab in self._slabs.items() if name in names}
+
     def take_over(self, source: KVCache | None, slots: Sequence[int | None], kept: Iterable[KeptSequence]) -> None:
         """Begin with these sequences, and with what `source` has of them in those of our layers that are its own.
 

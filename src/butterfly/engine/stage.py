@@ -78,14 +78,14 @@ class Stage:
         self._is_given_up = False
         recipe, previous = Recipe(model, device, self.dtype, weights), loading.previous
         before = previous._memory if previous is not None and loading.keeps_cache else None
+        if before is not None:  # what nobody goes on with goes before anything is loaded
+            before.keep(loading.kept)
         try:
             wanted = group_tensors(stage, tensors)
             self._parts = Parts(recipe) if previous is None else previous._give_up(recipe, wanted)
             self._load(wanted, loading)
         except KeyError as error:
             raise ModelFormatError(f"tensor {error.args[0]} is missing from the model") from error
-        if previous is not None:
-            previous._parts = Parts(recipe)
         return_free_memory()
         self._ropes = self._parts.ropes
         self._embedding = self._parts.embeddings.get(wanted.embedding)
@@ -93,6 +93,8 @@ class Stage:
         self._hold([self._parts.layers[layer] for layer in wanted.layers])
         if loading.kept:
             self._remember(before, loading.kept)
+        if previous is not None:
+            previous._parts = Parts(recipe)
 
     def with_layers(self, layers: Sequence[DecoderLayer]) -> Stage:
         """For measuring: this stage with other layers in place of its own and an empty cache; all else is shared."""
@@ -127,8 +129,7 @@ class Stage:
         slots = [layer - start if start <= layer < end else None for layer in range(self.plan.start, self.plan.end)]
         self._kv.take_over(before.kv if before is not None else None, slots, kept)
         border = before.borders.get(end) if before is not None else None
-        if border is not None:
-            border.keep(kept)
+        if border is not None and self.plan.start < end <= self.plan.end:
             self._borders[end] = border
 
     def _give_up(self, recipe: Recipe, wanted: StageTensors) -> Parts:
@@ -223,11 +224,9 @@ class Stage:
             return self._no_rows()
         x = self._enter(step, hidden) if first == start else self._border_at(first).read(step)
         x = self._compute(step, x, range(first - start, last - start))
-        if last < end:
-            return self._no_rows()
-        if end in self._borders:
+        if last == end and end in self._borders:
             self._borders[end].write(step, x)
-        return x
+        return x if layers.enters(end) else self._no_rows()
 
     def _compute(self, step: StepPlan, x: torch.Tensor, slots: Iterable[int]) -> torch.Tensor:
         """Run hidden states through the layers in these slots."""
@@ -273,6 +272,11 @@ class _Memory(NamedTuple):
     plan: StagePlan
     kv: KVCache
     borders: dict[int, Border]  # by the layer before which they are
+
+    def keep(self, kept: Sequence[KeptSequence]) -> None:
+        self.kv.keep(kept)
+        for border in self.borders.values():
+            border.keep(kept)
 
 
 class _Reporter:

@@ -57,7 +57,9 @@ class RunningSequences:
         return [
             sequence
             for sequence in self._sequences.values()
-            if sequence.num_unscheduled_refill_tokens > 0 and sequence.state.finish_reason is None
+            if sequence.num_unscheduled_refill_tokens > 0
+            and sequence.state.finish_reason is None
+            and sequence is not self.yielding
         ]
 
     @property
@@ -247,7 +249,8 @@ class RunningSequences:
         anew = []
         for sequence in self.all():
             has_ended = sequence.state.finish_reason is not None
-            if has_ended or sequence.is_refilling or not sequence.num_computed_tokens:
+            # Only a step of its own that came back proves that every stage has what it adopted.
+            if has_ended or sequence.is_refilling or not sequence.ready_order:
                 self.drop(sequence, keep=False)
                 anew += [] if has_ended else [sequence.state]
             else:

@@ -168,8 +168,8 @@ class Scheduler:
             batch = self._make_batch()
             if batch:
                 return self._start_step(batch)
-            if refilling:
-                return self._start_refill(refilling)
+            if refilling and (still := self._running.to_be_refilled()):  # making the batch may have preempted some
+                return self._start_refill(still)
         if self._running.has_news and not self._in_flight:
             return self._start_step([])  # nothing else will run to carry the releases
         return None

@@ -116,3 +116,20 @@ def test_who_leaves_while_the_cluster_moves_is_released() -> None:
     rig.run_until_idle()
     assert rig.end("r0").finish_reason == "abort"
     assert rig.tokens("r1") == output_of(rig.requests["r1"])
+
+
+def test_what_is_adopted_but_not_proven_to_be_everywhere_begins_anew() -> None:
+    """An adoption that no step carried yet, and one in a step that is lost."""
+    rig = reading(64, prefix_reuse="all", max_num_batched_tokens=20)
+    prompt = rig.requests["r0"].prompt_token_ids
+    rig.add(make_request("sent", prompt=[*prompt, 3], max_tokens=4))
+    rig.add(make_request("unsent", prompt=[*prompt, 4], max_tokens=4))
+    rig.rounds(lambda: any(adoption.sequence_id == 2 for adoption in rig.engine.adoptions))
+    assert rig.scheduler.counts.num_running == 3
+    rig.scheduler.hold()
+    assert [kept.sequence_id for kept in rig.scheduler.kept_for(rig.config)] == [1]
+    rig.engine.move(rig.scheduler.kept_for(rig.config), LOST)
+    rig.scheduler.resume(rig.config, LOST)
+    rig.run_until_idle()
+    assert rig.tokens("sent") == output_of(rig.requests["sent"])
+    assert rig.tokens("unsent") == output_of(rig.requests["unsent"])
