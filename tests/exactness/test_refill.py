@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import pairwise
 
 import pytest
 import torch
@@ -214,9 +213,3 @@ def test_who_was_left_out_for_a_while_comes_back_with_an_old_cache_that_nobody_u
     assert run.move((("a", 0, 2), ("b", 2, 4), ("c", 4, 6))) == LayerRange(start=2, end=4)
     run.until(MAX_TOKENS)
     assert run.tokens == expected
-
-
-def test_edges_are_whole(model: Model) -> None:
-    for after, _ in MOVES.values():
-        edges = [start for _, start, _ in after] + [model.spec.num_layers]
-        assert all(start < end for start, end in pairwise(edges))

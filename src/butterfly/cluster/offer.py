@@ -1,4 +1,4 @@
-"""A better plan that waits for its moment: a move makes every request that runs wait for its prefill once more.
+"""A better plan that waits for its moment: a move makes every request that runs wait, at worst for all of its prefill.
 
 Nobody knows how long requests will keep coming, so this is the ski-rental problem. The cluster moves at once when
 nothing runs, and else when waiting has cost as much as the move would cost now: that is at most twice what would have
